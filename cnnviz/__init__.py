@@ -1,0 +1,60 @@
+"""See inside convolutional networks, and trust what you see."""
+
+from .errors import (
+    CnnvizError,
+    InputError,
+    LayerError,
+    ModelError,
+    OptionError,
+    PluginError,
+    SaveError,
+    TargetError,
+)
+from .explainer import Explainer, explain
+from .explanation import Explanation, Gallery, Heatmap, Neighbours, Projection, Provenance, load
+from .hookspecs import hookimpl
+from .models import Layer, Model, Preprocess, ReceptiveField, capture, layers, load_model, relu_rule
+from .options import Field, ImageOption, Options, Pair
+from .registry import techniques
+from .targets import channel, neuron
+from .technique import Request, Technique
+from .version import __version__
+
+__all__ = [
+    "CnnvizError",
+    "Explainer",
+    "Explanation",
+    "Field",
+    "Gallery",
+    "Heatmap",
+    "ImageOption",
+    "InputError",
+    "Layer",
+    "LayerError",
+    "Model",
+    "ModelError",
+    "Neighbours",
+    "OptionError",
+    "Options",
+    "Pair",
+    "PluginError",
+    "Preprocess",
+    "Projection",
+    "Provenance",
+    "ReceptiveField",
+    "Request",
+    "SaveError",
+    "TargetError",
+    "Technique",
+    "__version__",
+    "capture",
+    "channel",
+    "explain",
+    "hookimpl",
+    "layers",
+    "load",
+    "load_model",
+    "neuron",
+    "relu_rule",
+    "techniques",
+]

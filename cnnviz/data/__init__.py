@@ -1,0 +1,5 @@
+"""Image sources."""
+
+from .images import MAX_PIXELS, open_image
+
+__all__ = ["MAX_PIXELS", "open_image"]

@@ -1,0 +1,200 @@
+"""From a model, inputs and a technique's name to an explanation."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import targets
+from ..errors import InputError, LayerError, ModelError, OptionError
+from ..explanation import Explanation, Provenance
+from ..memory import parse_memory
+from ..models import Lender, Model, find_module, fingerprint, load_model
+from ..options import make_options
+from ..registry import Offer, techniques
+from ..technique import Progress, Technique
+from ..version import __version__
+from .call import Call
+from .inputs import Inputs, prepare
+
+__all__ = ["Explainer", "Inputs", "explain"]
+
+
+def explain(
+    model: nn.Module | Model | None,
+    inputs: Inputs,
+    technique: str | Technique,
+    *,
+    target: targets.Target = None,
+    layer: str | Sequence[str] | None = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain what a network makes of its inputs. The model is borrowed, and left exactly as it was.
+
+    Args:
+        model: any nn.Module or a `Model`, explained in eval mode; None where the technique needs none.
+        inputs: float tensor (N, C, H, W) as the module takes it; with a `Model` also a path, a PIL image, or a list of
+            them; None where the technique takes none.
+        technique: a name from `techniques()`, or a `Technique` of your own.
+        target: class index, label, one of these for each input, `channel(…)`, `neuron(…)`, or a callable from the
+            model's output to (rows,) scores that treats rows independently; None is each sample's top class.
+        layer: dotted module name (``name#k``: k-th call of a reused module), or several where the technique takes them.
+        seed: of the random numbers; the same seed gives the same bits on the same device.
+        memory: budget for batches, in bytes or as "2GiB"; 1 GiB by default.
+        progress: called with steps done and their total; may raise to cancel.
+        **options: the technique's own; ``cnnviz explain TECHNIQUE --help`` lists them.
+
+    Returns:
+        A `Heatmap`, `Gallery`, `Projection` or `Neighbours`.
+
+    Raises:
+        CnnvizError: one of its subclasses; says what was got, what is expected and what to do next.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+        >>> cnnviz.explain(net, torch.rand(2, 3, 8, 8), "saliency", target=1).values.shape
+        torch.Size([2, 1, 8, 8])
+    """
+    explainer = Explainer(model, technique, layer=layer, memory=memory, **options)
+    return explainer(inputs, target, seed=seed, progress=progress)
+
+
+class Explainer:
+    """A technique prepared for one model: call it many times, from any thread.
+
+    Takes `explain`'s arguments; options, layer names and the model are checked here. When the model's weights or
+    modules change, the next call notices.
+
+    Attributes:
+        technique: the technique.
+        options: its validated options.
+        model: the model with what is known about it, or None.
+        memory: budget in bytes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Model | None,
+        technique: str | Technique,
+        *,
+        layer: str | Sequence[str] | None = None,
+        memory: int | str | None = None,
+        **options: Any,
+    ) -> None:
+        self._offer: Offer | None = None
+        if isinstance(technique, Technique):
+            self.technique = technique
+        else:
+            self.technique = techniques()[technique]
+            self._offer = techniques().offer(technique)
+        self.options = make_options(self.technique.name, self.technique.options, options)
+        self.memory = parse_memory(memory)
+        self.model = _described(model)
+        self._lender = Lender(self.model.module) if self.model is not None else None
+        self._layers = self._named(layer)
+
+    def __call__(
+        self,
+        inputs: Inputs = None,
+        target: targets.Target = None,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Explanation:
+        """Explain `inputs`; see `explain` for arguments and errors."""
+        started = time.perf_counter()
+        samples, pictures = (None, None) if self._takes_none(inputs) else prepare(inputs, self.model)
+        count = 1 if samples is None else len(samples)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            call = Call(
+                self.technique,
+                self.options,
+                model=self.model,
+                lender=self._lender,
+                samples=samples,
+                target=targets.resolve(target, count, self.model.labels if self.model else None),
+                layers=self._layers,
+                seed=_seed(seed),
+                memory=self.memory,
+                progress=progress,
+            )
+            replica = stack.enter_context(self._lender.borrow()) if self._lender else None
+            result = call.run(replica)
+        provenance = self._provenance(call, time.perf_counter() - started)
+        return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
+
+    def _takes_none(self, inputs: Any) -> bool:
+        name, takes_none = self.technique.name, self.technique.inputs == "none"
+        if takes_none and inputs is not None:
+            raise InputError(f"technique '{name}' takes no inputs, got {targets.describe(inputs)}; give None")
+        if inputs is None and not takes_none:
+            raise InputError(f"technique '{name}' needs inputs; give a tensor (N, C, H, W), or pictures for a Model")
+        return takes_none
+
+    def _named(self, layer: str | Sequence[str] | None) -> tuple[str, ...]:
+        """Return the layers as they were named, after checking that they exist and how many the technique takes."""
+        names = () if layer is None else (layer,) if isinstance(layer, str) else tuple(layer)
+        takes, technique = self.technique.layers, f"technique '{self.technique.name}'"
+        if takes != "none" and self._lender is None:
+            raise ModelError(f"{technique} looks into a model; give one as the first argument")
+        if len(names) > {"none": 0, "one": 1, "many": len(names)}[takes]:
+            raise LayerError(f"{technique} takes {'no' if takes == 'none' else takes} layer, got {', '.join(map(repr, names))}")
+        for name in names:
+            if not isinstance(name, str):
+                raise LayerError(f"layer: got {name!r}, expected a dotted module name (cnnviz layers lists them)")
+            assert self._lender is not None
+            find_module(self._lender.module, name)
+        return names
+
+    def _provenance(self, call: Call, seconds: float) -> Provenance:
+        samples, model = call.samples, self.model
+        modules = list(self._lender.module.modules()) if self._lender else []
+        labels = model.labels if model else None
+        return Provenance(
+            technique=self.technique.name,
+            distribution=self._offer and self._offer.distribution,
+            version=self._offer and self._offer.version,
+            options=json.loads(self.options.model_dump_json()),
+            target=targets.words(call.target, labels),
+            layer=call.layers[0] if len(call.layers) == 1 else list(call.layers) or None,
+            model=model and model.name,
+            model_fingerprint=self._lender and self._lender.fingerprint(),
+            input_fingerprint=None if samples is None else fingerprint(samples),
+            seed=call.seed,
+            memory=self.memory,
+            batch_sizes=sorted(call.batches.sizes, reverse=True),
+            out_of_memory=call.batches.halvings,
+            hooks_left_out=sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules),
+            device=None if samples is None and model is None else str(samples.device if samples is not None else model.device),
+            dtype=None if samples is None and model is None else str(samples.dtype if samples is not None else model.dtype),
+            versions={"cnnviz": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            seconds=seconds,
+        )
+
+
+def _described(model: Any) -> Model | None:
+    if model is None or isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        return load_model(model)
+    hint = "; load it with cnnviz.load_model(name)" if isinstance(model, str) else ""
+    raise ModelError(f"model: got {targets.describe(model)}, expected an nn.Module or a cnnviz.Model{hint}")
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**63:
+        raise OptionError(f"seed: got {seed!r}, expected a whole number from 0 to 2**63 - 1")
+    return int(seed)

@@ -1,0 +1,256 @@
+"""One call of an explainer: batches, layers, and putting the parts together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import targets
+from ..errors import CnnvizError, InputError, LayerError, OptionError, PluginError
+from ..explanation import Explanation, Gallery, Heatmap
+from ..memory import Batches, batch_size
+from ..models import Lender, Model, Survey
+from ..options import Options
+from ..technique import Progress, Request, Technique
+
+_draws = threading.Lock()
+"""Held by calls whose model draws random numbers, since there is one global generator for all threads."""
+
+
+class Call:
+    """Everything that belongs to one call, so that the explainer itself keeps no state between threads."""
+
+    def __init__(
+        self,
+        technique: Technique,
+        options: Options,
+        *,
+        model: Model | None,
+        lender: Lender | None,
+        samples: Tensor | None,
+        target: targets.Resolved,
+        layers: Sequence[str],
+        seed: int,
+        memory: int,
+        progress: Progress | None,
+    ) -> None:
+        self.technique = technique
+        self.options = options
+        self.model = model
+        self.lender = lender
+        self.samples = samples
+        self.target = target
+        self.seed = seed
+        self.memory = memory
+        self.progress = progress
+        self.batches = Batches()
+        self.layers = self._full_names(layers)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What the forward pass of one sample does.
+
+        Raises:
+            InputError: the model cannot run on it.
+        """
+        assert self.lender is not None and self.samples is not None
+        try:
+            return self.lender.survey(self.samples)
+        except CnnvizError:
+            raise
+        except Exception as error:  # whatever a stranger's forward raises
+            name = self.model.name if self.model else "the model"
+            raise InputError(f"{name} cannot run on inputs of shape {tuple(self.samples.shape)}: {error}") from error
+
+    def run(self, replica: nn.Module | None) -> Explanation:
+        """Return the technique's result for all samples and layers, without provenance."""
+        with self._own_randomness():
+            if self.technique.inputs != "each" or self.samples is None:
+                return self._part(replica, 0, 1 if self.samples is None else len(self.samples))
+            size = 1
+            if len(self.samples) > 1 and self.lender is not None:
+                size = batch_size(self.survey, self.memory, self.samples.device, backward=True)
+            parts = self.batches.run(len(self.samples), size, partial(self._part, replica))
+        return _merged(parts, self.technique.name)
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Let a model that draws random numbers draw them from the seed, and leave the global generator as it was."""
+        if self.samples is None or self.lender is None or not self.survey.draws:
+            yield
+            return
+        devices = [self.samples.device] if self.samples.is_cuda else []
+        with _draws, torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            yield
+
+    def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        if self.technique.layers == "none":
+            return ()
+        if self.technique.default_layer == "first-convolution" and not names:
+            return (self._first_convolution(),)
+        if self.samples is None:
+            return tuple(names)
+        if names:
+            return tuple(self.survey.resolve(name) for name in names)
+        if self.survey.cam_layer is None:
+            raise LayerError(
+                f"technique '{self.technique.name}': no layer of this model returns a map (N, C, h, w) larger than "
+                "1 x 1; name one with layer=… (cnnviz layers lists them)"
+            )
+        return (self.survey.cam_layer,)
+
+    def _first_convolution(self) -> str:
+        assert self.lender is not None
+        for name, module in self.lender.module.named_modules():
+            if isinstance(module, nn.Conv2d):
+                return name
+        raise LayerError(f"technique '{self.technique.name}': this model has no nn.Conv2d; name a layer with layer=…")
+
+    def _part(self, replica: nn.Module | None, start: int, stop: int) -> Explanation:
+        """Run the technique on samples start to stop, for each layer, and fuse."""
+        results: list[Explanation] = []
+        requests: list[Request] = []
+        for number, layer in enumerate(self.layers or (None,)):
+            request = Request(
+                model=replica,
+                inputs=None if self.samples is None else self.samples[start:stop],
+                target=self.target[start:stop] if isinstance(self.target, Tensor) and self.samples is not None else self.target,
+                layer=layer,
+                seed=self.seed,
+                memory=self.memory,
+                progress=self._step(start, stop, number),
+                described=self.model,
+                survey=lambda: self.survey,
+                batches=self.batches,
+            )
+            results.append(self._result(request))
+            requests.append(request)
+        result = self._fused(results)
+        self._step(start, stop, len(results) - 1)(1, 1)
+        return self._scored(result, requests[0]) if isinstance(result, Heatmap) else result
+
+    def _step(self, start: int, stop: int, number: int) -> Progress:
+        """Return a progress function for one part and layer, which counts in steps of the whole."""
+        if self.progress is None:
+            return _ignore
+        whole = self.progress
+        rows, layers = 1 if self.samples is None else len(self.samples), max(len(self.layers), 1)
+        before = start * layers + (stop - start) * number
+
+        def step(done: int, total: int) -> None:
+            whole(before * total + (stop - start) * done, rows * layers * total)
+
+        return step
+
+    def _result(self, request: Request) -> Explanation:
+        made = self.technique.function(request, self.options)
+        if isinstance(made, Explanation):
+            return made
+        if not isinstance(made, Tensor):
+            raise PluginError(
+                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected a tensor or an explanation"
+            )
+        values = made.detach()
+        if values.dim() != 4 or (self.samples is not None and len(values) != len(request.inputs)):
+            raise PluginError(
+                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected (N, C, h, w), a row for "
+                "each sample"
+            )
+        wrong = int((~torch.isfinite(values)).sum())
+        if wrong:
+            raise InputError(
+                f"technique '{self.technique.name}': {wrong} values of the result are not finite; look for NaN or huge "
+                "values in inputs and weights, or use a wider floating type"
+            )
+        return Heatmap(values=values)
+
+    def _fused(self, results: list[Explanation]) -> Explanation:
+        """Resize maps to the inputs where asked for, and fuse those of several layers by their mean."""
+        mode = getattr(self.options, "upsample", None)
+        if self.samples is None or not all(isinstance(result, Heatmap) for result in results):
+            if len(results) > 1:
+                raise PluginError(f"technique '{self.technique.name}' takes many layers, but returns no heatmaps to fuse")
+            return results[0]
+        size = tuple(self.samples.shape[2:])
+        maps = [result.values for result in results if isinstance(result, Heatmap)]
+        if "upsample" not in type(self.options).model_fields:
+            mode = "bilinear" if len(maps) > 1 else None
+        if mode is not None:
+            maps = [_resized(values, size, mode) for values in maps]
+        if len({values.shape for values in maps}) > 1:
+            raise OptionError(
+                f"technique '{self.technique.name}': upsample=None leaves the layers' maps at different sizes "
+                f"({', '.join(str(tuple(values.shape[1:])) for values in maps)}); give upsample='bilinear', or one layer"
+            )
+        values = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
+        assert isinstance(results[0], Heatmap)
+        return replace(results[0], values=values)
+
+    def _scored(self, heatmap: Heatmap, request: Request) -> Heatmap:
+        scores = request.base_scores()
+        if scores is None:
+            return heatmap
+        classes = request.classes()
+        return replace(heatmap, scores=scores, target=classes, captions=self._captions(scores, classes))
+
+    def _captions(self, scores: Tensor, classes: Tensor | None) -> tuple[str, ...]:
+        where = f" at {', '.join(self.layers)}" if self.layers else ""
+        words = targets.words(self.target, None)
+        told = []
+        for row, score in enumerate(scores.tolist()):
+            what = words if classes is None else self._label(int(classes[row]))
+            told.append(f"{self.technique.name}{where}: {what}, score {score:.4g}")
+        return tuple(told)
+
+    def _label(self, index: int) -> str:
+        return self.model.label(index) if self.model is not None else f"class {index}"
+
+
+def _resized(values: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
+    align = None if mode == "nearest" else False
+    return functional.interpolate(values, size, mode=mode, align_corners=align)
+
+
+def _ignore(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _merged(parts: list[Explanation], technique: str) -> Explanation:
+    """Join the results of consecutive batches."""
+    if len(parts) == 1:
+        return parts[0]
+    captions = tuple(caption for part in parts for caption in part.captions)
+    heatmaps = [part for part in parts if isinstance(part, Heatmap)]
+    if len(heatmaps) == len(parts):
+        return Heatmap(
+            values=torch.cat([part.values for part in heatmaps]),
+            scores=_joined(part.scores for part in heatmaps),
+            target=_joined(part.target for part in heatmaps),
+            captions=captions,
+        )
+    galleries = [part for part in parts if isinstance(part, Gallery)]
+    if len(galleries) == len(parts):
+        return Gallery(
+            images=torch.cat([part.images for part in galleries]),
+            rows=_joined(part.rows for part in galleries),
+            values=_joined(part.values for part in galleries),
+            history=_joined(part.history for part in galleries),
+            captions=captions,
+        )
+    raise PluginError(
+        f"technique '{technique}' is declared inputs=\"each\" but returns {type(parts[0]).__name__}, which cannot be put "
+        'together from batches; declare it inputs="all"'
+    )
+
+
+def _joined(tensors: Iterator[Tensor | None]) -> Tensor | None:
+    kept = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(kept) if kept else None

@@ -1,0 +1,104 @@
+"""Results on disk: a folder with pictures, a lossless tensor file and a JSON sidecar, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .. import render
+from ..errors import SaveError
+from .provenance import Provenance
+from .types import Explanation, Gallery
+
+SIDECAR: Final = "explanation.json"
+TENSORS: Final = "tensors.safetensors"
+FORMAT: Final = 1
+
+
+def save(explanation: Explanation, folder: Path) -> Path:
+    """Write `explanation` to `folder`, replacing one that is there; see `Explanation.save`."""
+    folder = folder.expanduser().absolute()
+    occupied = folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / SIDECAR).exists()))
+    if occupied:
+        raise SaveError(f"'{folder}' holds something else than an explanation; give a new or an empty folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise SaveError(f"'{folder}' cannot be written ({error.strerror}); give a folder that you may write to") from error
+    new, old = scratch / "new", scratch / "old"
+    try:
+        new.mkdir()
+        _write(explanation, new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise SaveError(f"'{folder}' cannot be written ({error.strerror or error})") from error
+    finally:
+        if old.exists() and not folder.exists():  # interrupted between the two renames
+            old.rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _write(explanation: Explanation, folder: Path) -> None:
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in explanation.tensors().items()}
+    save_file(tensors, folder / TENSORS)
+    for number, image in enumerate(explanation.draw()):
+        image.save(folder / f"figure-{number:03d}.png", optimize=True)
+    if isinstance(explanation, Gallery):
+        for number, picture in enumerate(explanation.images):
+            render.to_pil(picture).save(folder / f"image-{number:03d}.png")
+    # Fields that are no tensors, such as captions, are JSON; the sidecar comes last and vouches for the rest.
+    plain = {name: value for name, value in vars(explanation).items() if isinstance(value, tuple)}
+    sidecar = {
+        "format": FORMAT,
+        "kind": explanation.kind,
+        "provenance": explanation.provenance and explanation.provenance.to_json(),
+        "fields": plain,
+        "sha256": {TENSORS: hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()},
+    }
+    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(folder: str | Path) -> Explanation:
+    """Read back what `Explanation.save` wrote; the result equals what was written, with its tensors on the CPU.
+
+    Raises:
+        SaveError: there is no explanation, or one that is damaged or was written by a newer version.
+
+    Example:
+        >>> import tempfile, torch
+        >>> made = cnnviz.Heatmap(values=torch.ones(1, 1, 2, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cnnviz.load(made.save(folder)).equals(made)
+        True
+    """
+    place = Path(folder).expanduser()
+    try:
+        sidecar: dict[str, Any] = json.loads((place / SIDECAR).read_text(encoding="utf-8"))
+        raw = (place / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        raise SaveError(f"'{folder}' holds no explanation ({error.filename} is missing)") from error
+    except (OSError, ValueError) as error:
+        raise SaveError(f"the explanation in '{folder}' cannot be read: {error}") from error
+    try:
+        if sidecar["format"] != FORMAT or sidecar["kind"] not in Explanation.kinds:
+            told = f"format {sidecar['format']}, kind {sidecar['kind']}"
+            raise SaveError(f"'{folder}' was written by another version of cnnviz ({told}); this one reads format {FORMAT}")
+        if hashlib.sha256(raw).hexdigest() != sidecar["sha256"][TENSORS]:
+            raise SaveError(f"'{place / TENSORS}' is damaged: its SHA-256 is not the one in {SIDECAR}; save it again")
+        provenance = sidecar["provenance"] and Provenance.from_json(sidecar["provenance"])
+        plain = {name: tuple(value) for name, value in sidecar["fields"].items()}
+        tensors = load_file(place / TENSORS)
+        return Explanation.kinds[sidecar["kind"]](**tensors, **plain, provenance=provenance)
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise SaveError(f"the explanation in '{folder}' is damaged: {error!r}") from error

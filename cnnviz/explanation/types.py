@@ -1,0 +1,242 @@
+"""What a technique gives back: heatmaps, pictures, maps of points, neighbours."""
+
+from __future__ import annotations
+
+import base64
+import io
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import render
+from .provenance import Provenance
+
+_SHOWN = 16
+_CHANNELS_SHOWN = 64
+_LARGE = 96  # pixels; a smaller picture is shown in a grid
+_TILE = 48
+_MAP = 800
+
+Panel = tuple[Image.Image, str, "render.Scale | None"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explanation(ABC):
+    """A result with the pictures it explains and its provenance.
+
+    Attributes:
+        pictures: what was explained, (N, 3, H, W) in [0, 1], or None where nothing was.
+        captions: a line for each sample or picture; may be empty.
+        provenance: how it was made; None only before cnnviz has filled it in.
+    """
+
+    pictures: Tensor | None = None
+    captions: tuple[str, ...] = ()
+    provenance: Provenance | None = None
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Explanation]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = cls.__name__
+        Explanation.kinds[cls.kind] = cls
+
+    @abstractmethod
+    def panels(self, limit: int | None = None) -> list[list[Panel]]:
+        """Return what is drawn: for each result its panels of picture, title and scale; at most `limit` results."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that belongs to the result, by the name of its field."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def equals(self, other: object) -> bool:
+        """Whether kind, tensors (bit for bit, wherever they lie), captions and provenance (but for time) are equal."""
+        if not isinstance(other, Explanation) or type(self) is not type(other):
+            return False
+        mine, theirs = self.tensors(), other.tensors()
+        return (
+            mine.keys() == theirs.keys()
+            and all(_same(mine[name], theirs[name]) for name in mine)
+            and self.captions == other.captions
+            and self.provenance == other.provenance
+        )
+
+    def draw(self, limit: int | None = None) -> list[Image.Image]:
+        """Return one picture for each result, with its caption and scale."""
+        return [
+            render.compose([panel[0] for panel in row], caption=row[0][1], scale=row[-1][2])
+            for row in self.panels(limit)
+        ]
+
+    def figure(self) -> Any:
+        """Return a matplotlib figure of the result (needs the extra ``figure``)."""
+        return render.matplotlib_figure([row[-1] for row in self.panels(_SHOWN)])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write PNG pictures, a lossless ``.safetensors`` and a JSON sidecar to `folder`; all of it, or nothing.
+
+        An explanation that is there already is replaced; a folder with anything else in it is refused.
+
+        Raises:
+            SaveError: the folder cannot be written, or holds something else.
+        """
+        from .saving import save
+
+        return save(self, Path(folder))
+
+    def _repr_html_(self) -> str:
+        return '<div style="display:flex;flex-wrap:wrap;gap:8px">' + "".join(
+            f'<img alt="{escape(self.kind)}" style="max-width:100%" src="data:image/png;base64,{_png(image)}">'
+            for image in self.draw(_SHOWN)
+        ) + "</div>"
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.tensors().items())
+        return f"{self.kind}({self.provenance.technique if self.provenance else '?'}: {shapes})"
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Heatmap(Explanation):
+    """A value for each place of each image.
+
+    Attributes:
+        values: (N, 1, h, w) or (N, C, h, w), not normalised; signed where the technique is.
+        scores: (N,), the explained score of each sample, or None where nothing was scored.
+        target: (N,) class indices, or None where the target is no class.
+    """
+
+    values: Tensor
+    scores: Tensor | None = None
+    target: Tensor | None = None
+
+    def panels(self, limit: int | None = None) -> list[list[Panel]]:
+        """Return for each sample its map and the map over the picture; of many channels, a grid of them."""
+        return [self._row(i) for i in range(len(self.values))[:limit]]
+
+    def _row(self, i: int) -> list[Panel]:
+        values, caption = self.values[i], self.captions[i] if i < len(self.captions) else ""
+        picture = self.pictures[i] if self.pictures is not None else None
+        scale = render.Scale.of(values)
+        if len(values) == 1:
+            return self._map(values[0], picture, scale, caption)
+        if len(values) == 3 and scale.signed:
+            coloured = render.to_pil(scale.unit(values))
+            before: list[Panel] = [] if picture is None else [(render.to_pil(picture), caption, None)]
+            return [*before, (coloured, caption, None)]
+        tiles = [Image.fromarray(render.colour(channel, scale)) for channel in values[:_CHANNELS_SHOWN]]
+        shown = f", channels 0 to {len(tiles) - 1} of {len(values)}" if len(values) > len(tiles) else ""
+        return [(render.grid(tiles, tile=max(48, tiles[0].height)), caption + shown, scale)]
+
+    def _map(self, values: Tensor, picture: Tensor | None, scale: render.Scale, caption: str) -> list[Panel]:
+        if picture is None:
+            return [(Image.fromarray(render.colour(values, scale)), caption, scale)]
+        large = render.resize_map(values, (picture.shape[-2], picture.shape[-1]))
+        return [
+            (Image.fromarray(render.colour(large, scale)), caption, None),
+            (render.overlay(picture, values, scale), caption, scale),
+        ]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Gallery(Explanation):
+    """Pictures, made or collected.
+
+    Attributes:
+        images: (M, 3, h, w) in [0, 1].
+        rows: (M,) which row (filter, channel, sample) each picture belongs to, or None.
+        values: the numbers that the pictures show, (M, …), where they come from numbers.
+        history: (M, steps), objective per step of synthesised pictures, or None.
+    """
+
+    images: Tensor
+    rows: Tensor | None = None
+    values: Tensor | None = None
+    history: Tensor | None = None
+
+    def panels(self, limit: int | None = None) -> list[list[Panel]]:
+        """Return small pictures in one grid, large ones each by itself with its caption."""
+        tiles = [render.to_pil(image) for image in self.images[:limit]]
+        if not tiles:
+            return []
+        if max(tiles[0].size) >= _LARGE:
+            return [[(tile, self.captions[i] if i < len(self.captions) else "", None)] for i, tile in enumerate(tiles)]
+        more = f" (first {len(tiles)} of {len(self.images)})" if len(tiles) < len(self.images) else ""
+        caption = self.captions[0] + more if self.captions else more.strip()
+        return [[(render.grid(tiles, tile=max(_TILE, *tiles[0].size)), caption, None)]]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Projection(Explanation):
+    """Items laid out in the plane, near each other where the network finds them alike; `pictures` are their thumbnails.
+
+    Attributes:
+        points: (M, 2), in the units of the method.
+        items: name of each item; may be empty.
+    """
+
+    points: Tensor
+    items: tuple[str, ...] = ()
+
+    def panels(self, limit: int | None = None) -> list[list[Panel]]:
+        """Return one map: thumbnails at their points, or dots where there are none."""
+        points = self.points.detach().float().cpu()
+        low, high = points.amin(0), points.amax(0)
+        places = (points - low) / (high - low).clamp(min=torch.finfo(points.dtype).tiny)
+        canvas = Image.new("RGB", (_MAP + _TILE, _MAP + _TILE), "white")
+        for i in reversed(range(len(places))):
+            x, y = int(places[i, 0] * _MAP), int((1 - places[i, 1]) * _MAP)
+            if self.pictures is None:
+                canvas.paste((40, 90, 160), (x + _TILE // 2 - 2, y + _TILE // 2 - 2, x + _TILE // 2 + 3, y + _TILE // 2 + 3))
+            else:
+                canvas.paste(render.grid([render.to_pil(self.pictures[i])], tile=_TILE), (x, y))
+        return [[(canvas, self.captions[0] if self.captions else "", None)]]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Neighbours(Explanation):
+    """The nearest items of each query; `pictures` are the queries.
+
+    Attributes:
+        indices: (Q, k) item numbers, nearest first.
+        distances: (Q, k), in the units of the metric.
+        found: (Q, k, 3, h, w) pictures of the neighbours, or None.
+    """
+
+    indices: Tensor
+    distances: Tensor
+    found: Tensor | None = None
+
+    def panels(self, limit: int | None = None) -> list[list[Panel]]:
+        """Return a row for each query: itself, then its neighbours; without pictures, their numbers and distances."""
+        rows: list[list[Panel]] = []
+        for q in range(len(self.indices))[:limit]:
+            pairs = zip(self.indices[q].tolist(), self.distances[q].tolist(), strict=True)
+            told = ", ".join(f"{index} ({distance:.3g})" for index, distance in pairs)
+            caption = f"{self.captions[q]}: {told}" if q < len(self.captions) else told
+            shown = [] if self.pictures is None else [self.pictures[q]]
+            shown += [] if self.found is None else list(self.found[q])
+            tiles = [render.to_pil(picture) for picture in shown] or [Image.new("RGB", (_LARGE, 8), "white")]
+            rows.append([(render.grid(tiles, columns=len(tiles), tile=2 * _TILE, gap=6), caption, None)])
+        return rows
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,26 @@
+"""The hooks that plugins implement; pluggy calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import pluggy
+
+from .technique import Technique
+
+PROJECT: Final = "cnnviz"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Register: TypeAlias = Callable[[Technique], None]
+
+
+@hookspec
+def cnnviz_techniques(register: Register) -> None:
+    """Offer techniques: call ``register(cnnviz.Technique(…))`` for each.
+
+    Called once, when one of the plugin's techniques is first used. Each technique has an entry point of its own name in
+    the group ``cnnviz`` that names the module (or object) with this hook.
+    """

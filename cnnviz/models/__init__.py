@@ -1,0 +1,33 @@
+"""Models: loading them, borrowing them without changing them, and seeing inside."""
+
+from .capture import Captured, capture, find_module
+from .lender import Lender
+from .model import Model
+from .preprocess import Preprocess, to_tensor
+from .receptive_field import ReceptiveField
+from .relu_rules import relu_rule
+from .replica import replicate, unwrap
+from .sources import load_model
+from .state import digest, fingerprint
+from .survey import Layer, Survey, layers, survey
+
+__all__ = [
+    "Captured",
+    "Layer",
+    "Lender",
+    "Model",
+    "Preprocess",
+    "ReceptiveField",
+    "Survey",
+    "capture",
+    "digest",
+    "find_module",
+    "fingerprint",
+    "layers",
+    "load_model",
+    "relu_rule",
+    "replicate",
+    "survey",
+    "to_tensor",
+    "unwrap",
+]

@@ -1,0 +1,97 @@
+"""A network together with what is needed to feed it pictures and to name what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .preprocess import Preprocess
+from .replica import unwrap
+from .state import digest
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its preprocessing and labels.
+
+    Attributes:
+        module: the network.
+        name: what it is called in results.
+        preprocess: from picture to input and back; None where the module takes tensors only.
+        labels: name of each class, or None.
+        input_size: (height, width) that the preprocessing delivers, or None where it varies.
+        source: where architecture and weights come from.
+    """
+
+    module: nn.Module
+    name: str = ""
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] | None = None
+    input_size: tuple[int, int] | None = None
+    source: str = "nn.Module"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or type(unwrap(self.module)).__name__)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
+        if self.input_size is None and self.preprocess is not None:
+            object.__setattr__(self, "input_size", self.preprocess.crop)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every weight and buffer, computed when asked for."""
+        return digest(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels, read off the first convolution or linear layer."""
+        for module in self.module.modules():
+            if isinstance(module, nn.Conv2d):
+                return module.in_channels
+            if isinstance(module, nn.Linear):
+                return module.in_features
+        return 3
+
+    def example(self, size: tuple[int, int] | None = None) -> Tensor:
+        """Return one blank input, (1, C, H, W), of `size` or the usual 224 × 224 where none is known."""
+        height, width = size or self.input_size or (224, 224)
+        return torch.zeros(1, self.channels, height, width, dtype=self.dtype, device=self.device)
+
+    def prepare(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the network's input for upright RGB pictures: (N, C, H, W) on the module's device and dtype.
+
+        Raises:
+            InputError: there is no preprocessing, or it leaves the pictures at different sizes.
+        """
+        if self.preprocess is None:
+            raise InputError(
+                f"{self.name} has no preprocessing, so that pictures cannot be fed to it; give a tensor (N, C, H, W), or "
+                "wrap it: cnnviz.load_model(module, preprocess=cnnviz.Preprocess(…))"
+            )
+        rows = [self.preprocess(image) for image in images]
+        sizes = {tuple(row.shape) for row in rows}
+        if len(sizes) > 1:
+            raise InputError(
+                f"the pictures have different sizes after preprocessing ({', '.join(map(str, sorted(sizes)))}); give "
+                "them one by one, or a preprocessing that crops"
+            )
+        return torch.stack(rows).to(self.device, self.dtype)
+
+    def label(self, index: int) -> str:
+        """Return the name of a class, or ``class 281`` where names are not known."""
+        return self.labels[index] if self.labels is not None and index < len(self.labels) else f"class {index}"

@@ -1,0 +1,74 @@
+"""From a picture to what a network takes, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop and normalise a picture as the network was trained, and undo the normalisation.
+
+    Attributes:
+        resize: length of the shorter side in pixels, or (height, width); None leaves the size.
+        crop: (height, width) cut from the middle; None leaves the size.
+        mean: subtracted from each channel of the [0, 1] picture; three numbers, or one for a grey network.
+        std: divided by, likewise.
+        interpolation: "nearest", "bilinear" or "bicubic".
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """Return the part of `image` that the network sees, at the size at which it sees it."""
+        # torchvision is slow to import, and needed only once a picture is opened.
+        from torchvision.transforms import InterpolationMode, functional
+
+        if self.resize is not None:
+            size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            image = functional.resize(image, size, InterpolationMode(self.interpolation), antialias=True)
+        if self.crop is not None:
+            image = functional.center_crop(image, list(self.crop))
+        return image
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the network's input for `image`: (3, H, W), or (1, H, W) for a grey network, float32."""
+        return self.normalise(to_tensor(self.picture(image)))
+
+    def normalise(self, picture: Tensor) -> Tensor:
+        """Return the network's input for a [0, 1] picture of shape (…, 3, H, W)."""
+        if len(self.mean) == 1 and picture.shape[-3] == 3:
+            picture = (picture * picture.new_tensor(_LUMA).reshape(3, 1, 1)).sum(-3, keepdim=True)
+        return (picture - self._column(self.mean, picture)) / self._column(self.std, picture)
+
+    def inverse(self, inputs: Tensor) -> Tensor:
+        """Return the [0, 1] pictures (…, 3, H, W) that lead to these network inputs."""
+        if inputs.shape[-3] != len(self.mean):
+            raise InputError(f"inputs have {inputs.shape[-3]} channels, the preprocessing {len(self.mean)}")
+        picture = inputs * self._column(self.std, inputs) + self._column(self.mean, inputs)
+        return picture.clamp(0, 1).expand(*inputs.shape[:-3], 3, *inputs.shape[-2:])
+
+    @staticmethod
+    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return like.new_tensor(values).reshape(-1, 1, 1)
+
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's own conversion to grey
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB picture as a (3, H, W) float tensor in [0, 1]."""
+    width, height = image.size
+    raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return raw.reshape(height, width, 3).permute(2, 0, 1).float() / 255

@@ -1,0 +1,166 @@
+"""ReLU rules for the backward pass, applied to calls: every spelling of a rectifier follows, in any module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ModelError, OptionError
+from .receptive_field import function_name
+
+Rule = Literal["deconvnet", "guided"]
+
+_SMOOTH = frozenset(("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "hardswish", "softplus"))
+_AT_ZERO = {  # functions that rectify only with some arguments: those whose lower bound is 0
+    "hardtanh": ("min_val", 1, -1.0),
+    "clamp": ("min", 1, None),
+    "clip": ("min", 1, None),
+    "clamp_min": ("min", 1, None),
+    "threshold": ("threshold", 1, None),
+    "_threshold": ("threshold", 1, None),
+    "maximum": ("other", 1, None),
+}
+
+
+@contextmanager
+def relu_rule(rule: Rule) -> Iterator[None]:
+    """Let rectifiers called inside the block pass gradients by another rule; what they compute is unchanged.
+
+    With g the gradient that arrives and f' the rectifier's own derivative (0 or 1 for a ReLU):
+
+    - ``"deconvnet"``: max(g, 0) goes on, whatever the input was (Zeiler & Fergus 2014, section 2.1);
+    - ``"guided"``: max(g, 0) · f' goes on (Springenberg 2015, figure 1).
+
+    It acts on calls of this thread, not on modules: nn.ReLU, F.relu, torch.relu, Tensor.relu_, in-place and reused
+    ones, ReLU6 and hardtanh from 0, clamp(min=0), maximum(x, 0), threshold at 0. LeakyReLU, PReLU, ELU, SELU, CELU,
+    SiLU, GELU, Mish, Hardswish and Softplus follow the same two formulas with their own f'. Gates (sigmoid,
+    hardsigmoid, tanh) are left alone.
+
+    Raises:
+        ModelError: nothing was rectified on a path that asks for gradients, so that the result would be the plain
+            gradient under another name.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+        >>> with relu_rule("guided"):
+        ...     y = torch.relu(x)
+        >>> torch.autograd.grad(y, x, torch.tensor([1.0, -1.0, 1.0]))[0]
+        tensor([0., 0., 1.])
+    """
+    if rule not in get_args(Rule):
+        raise OptionError(f"relu rule: got {rule!r}, expected one of {', '.join(map(repr, get_args(Rule)))}")
+    mode = _RuleMode(rule)
+    with mode:
+        yield
+    if mode.hits == 0:
+        raise ModelError(
+            f"the {rule} rule met no ReLU or other rectifier on a path with gradients, so that the plain gradient would "
+            "come out under another name; use saliency for this model, or start the gradient before a ReLU"
+        )
+
+
+class _RuleMode(TorchFunctionMode):
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.hits = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(func)
+        in_place = name.endswith("_") or kwargs.get("inplace") is True or _inplace_by_position(name, args)
+        name = name.rstrip("_")
+        if not _rectifies(name, args, kwargs):
+            return func(*args, **kwargs)
+        x, plain = _split(name, func, args, kwargs)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return func(*args, **kwargs)
+        self.hits += 1
+        result: Tensor = _Ruled.apply(x, self.rule, name, plain)
+        if kwargs.get("out") is not None:
+            in_place, x = True, kwargs["out"]
+        return x.copy_(result) if in_place else result
+
+
+def _inplace_by_position(name: str, args: tuple[Any, ...]) -> bool:
+    place = {"relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "selu": 1}.get(name)
+    place = place or {"leaky_relu": 2, "elu": 2, "celu": 2, "hardtanh": 3, "threshold": 3, "_threshold": 3, "rrelu": 4}.get(name)
+    return place is not None and len(args) > place and args[place] is True
+
+
+def _rectifies(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if name in ("relu", "relu6") or name in _SMOOTH:
+        return True
+    if name not in _AT_ZERO:
+        return False
+    key, place, default = _AT_ZERO[name]
+    bound = args[place] if len(args) > place else kwargs.get(key, default)
+    if name == "maximum" and not _is_zero(bound):
+        bound = args[0] if args else kwargs.get("input")
+    return _is_zero(bound)
+
+
+def _is_zero(bound: Any) -> bool:
+    if isinstance(bound, Tensor):
+        return not bound.requires_grad and bound.numel() > 0 and not bool(bound.any())
+    return isinstance(bound, (int, float)) and bound == 0
+
+
+def _split(
+    name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the rectifier's input, and the rectifier as a function of it alone that changes nothing in place."""
+    keywords = {key: value for key, value in kwargs.items() if key not in ("inplace", "input", "out")}
+    if name == "maximum":
+        first, second = (*args, *(kwargs[key] for key in ("input", "other") if key in kwargs))[:2]
+        x, bound = (second, first) if _is_zero(first) else (first, second)
+        return x, lambda value: torch.maximum(value, bound)
+    x, *rest = args if args else (kwargs["input"],)
+    pure = _PURE[name]
+    if _inplace_by_position(name, args):
+        rest = [item for item in rest if item is not True]
+    return x, lambda value: pure(value, *rest, **keywords)
+
+
+_PURE: dict[str, Callable[..., Tensor]] = {
+    **{name: getattr(functional, name) for name in _SMOOTH | {"relu", "relu6", "hardtanh", "threshold"}},
+    "_threshold": functional.threshold,
+    "clamp": torch.clamp,
+    "clip": torch.clamp,
+    "clamp_min": torch.clamp_min,
+}
+
+
+class _Ruled(torch.autograd.Function):
+    """A rectifier with its own forward and a ruled backward; keeps one byte (smooth ones: one value) per element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, name: str, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.rule = rule
+        if rule == "deconvnet":
+            return plain(x)
+        if name == "relu":
+            y = plain(x)
+            ctx.save_for_backward(y > 0)
+            return y
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            y = plain(leaf)
+        (slope,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+        ctx.save_for_backward(slope)
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        passed = grads[0].clamp(min=0)
+        if ctx.rule == "guided":
+            passed = passed * ctx.saved_tensors[0]
+        return passed, None, None, None

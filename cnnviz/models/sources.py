@@ -1,0 +1,242 @@
+"""Where models come from: the embedded default, torchvision, timm, an importable architecture with a weights file."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, nearest
+from .model import Model
+from .preprocess import Preprocess
+
+EMBEDDED: Final = "mobilenet_v2"
+_WEIGHTS: Final = "mobilenet_v2.safetensors"
+
+
+def load_model(
+    name: str | nn.Module | Model | None = None,
+    *,
+    weights: str | Path | None = "DEFAULT",
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Model:
+    """Load a network in eval mode, with its preprocessing and labels where they are known.
+
+    Args:
+        name: None for the embedded MobileNetV2 (ImageNet, no network needed); a torchvision name; ``"timm:NAME"``;
+            ``"package.module:function"`` that returns an nn.Module; or a module, which is wrapped as it is.
+        weights: "DEFAULT" for what the source offers (downloaded by torchvision or timm, or from their cache), None
+            for random weights, or the path of a ``.safetensors`` or state-dict file, read without unpickling code.
+            Half-precision files are cast to float32.
+        preprocess: replaces the source's preprocessing.
+        labels: replaces the source's class names.
+        device: where the weights go; a module given is left where it is.
+
+    Raises:
+        ModelError: an unknown name, weights that cannot be had or do not fit; says what to do.
+
+    Example:
+        >>> model = load_model()
+        >>> model.name, model.input_size, len(model.labels)
+        ('mobilenet_v2', (224, 224), 1000)
+    """
+    if isinstance(name, Model):
+        return name
+    if isinstance(name, nn.Module):
+        return Model(name, preprocess=preprocess, labels=None if labels is None else tuple(labels))
+    if weights is not None and str(weights) != "DEFAULT" and not Path(weights).is_file():
+        raise ModelError(f"weights file '{weights}' does not exist; give a file, 'DEFAULT', or None for random weights")
+    if name is None:
+        loaded = _embedded() if str(weights) == "DEFAULT" else _torchvision(EMBEDDED, weights)
+    elif name.startswith("timm:"):
+        loaded = _timm(name.removeprefix("timm:"), weights)
+    elif ":" in name:
+        loaded = _imported(name, weights)
+    else:
+        loaded = _torchvision(name, weights)
+    return Model(
+        loaded.module.eval().to(device),
+        name=loaded.name,
+        preprocess=preprocess or loaded.preprocess,
+        labels=loaded.labels if labels is None else tuple(labels),
+        input_size=loaded.input_size if preprocess is None else None,
+        source=loaded.source,
+    )
+
+
+def _embedded() -> Model:
+    # As below: torchvision is imported only where a model is loaded.
+    from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+
+    module = mobilenet_v2(weights=None)
+    with as_file(files("cnnviz.models") / "weights" / _WEIGHTS) as path:
+        _fill(module, path, EMBEDDED)
+    preprocess = Preprocess(resize=256, crop=(224, 224), mean=_IMAGENET[0], std=_IMAGENET[1])
+    labels = tuple(MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"])
+    return Model(module, EMBEDDED, preprocess, labels, (224, 224), "embedded (torchvision IMAGENET1K_V1, half precision)")
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _torchvision(name: str, weights: str | Path | None) -> Model:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        raise ModelError(
+            f"no model '{name}' in torchvision{nearest(name, known)}; timm's are 'timm:NAME', your own 'module:function', "
+            "and none at all gives the embedded MobileNetV2"
+        )
+    default = models.get_model_weights(name)
+    entry = default.DEFAULT if hasattr(default, "DEFAULT") else None  # type: ignore[attr-defined]  # an enum's alias
+    # These two warn until they are told whether to draw their (slow) initial weights.
+    extra = {"init_weights": weights is None} if name in ("googlenet", "inception_v3") else {}
+    try:
+        if str(weights) == "DEFAULT":
+            module = models.get_model(name, weights="DEFAULT")
+        elif "weights_backbone" in _parameters(models.get_model_builder(name)):
+            module = models.get_model(name, weights=None, weights_backbone=None)
+        else:
+            module = models.get_model(name, weights=None, **extra)
+    except OSError as error:  # urllib's errors among them
+        raise ModelError(
+            f"the weights of '{name}' could not be downloaded ({error}); put {_file(entry)} into "
+            f"{torch.hub.get_dir()}/checkpoints, give weights='file.safetensors', or weights=None for random ones; "
+            "load_model() without a name needs no network"
+        ) from error
+    if weights is not None and str(weights) != "DEFAULT":
+        _fill(module, Path(weights), name)
+    preprocess = _preset(entry.transforms() if entry is not None else None)
+    labels = tuple(entry.meta.get("categories", ())) if entry is not None and weights is not None else ()
+    return Model(
+        module,
+        name,
+        preprocess,
+        labels or None,
+        source=f"torchvision {_version('torchvision')}, " + _told(weights),
+    )
+
+
+def _parameters(builder: Callable[..., Any]) -> Sequence[str]:
+    import inspect
+
+    return list(inspect.signature(builder).parameters)
+
+
+def _file(entry: Any) -> str:
+    return "the file " + entry.url.rpartition("/")[2] if entry is not None else "its file"
+
+
+def _preset(preset: Any) -> Preprocess:
+    """Read a torchvision weight's preprocessing; what has neither size nor mean becomes plain [0, 1]."""
+    resize = getattr(preset, "resize_size", None)
+    crop = getattr(preset, "crop_size", None)
+    mean, std = getattr(preset, "mean", None), getattr(preset, "std", None)
+    interpolation = getattr(preset, "interpolation", None)
+    return Preprocess(
+        resize=resize[0] if resize and len(resize) == 1 else tuple(resize) if resize else None,
+        crop=(crop[0], crop[-1]) if crop else None,
+        mean=tuple(mean) if mean else (0.0,) * 3,
+        std=tuple(std) if std else (1.0,) * 3,
+        interpolation=interpolation.value if interpolation is not None else "bilinear",
+    )
+
+
+def _timm(name: str, weights: str | Path | None) -> Model:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"'timm:{name}' needs timm; pip install 'cnnviz[timm]'") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise ModelError(f"no model '{name}' in timm{nearest(name, timm.list_models())}")
+    try:
+        module = timm.create_model(name, pretrained=str(weights) == "DEFAULT")
+    except Exception as error:  # the hub's client has a dozen ways to say that there is no network
+        raise ModelError(
+            f"the weights of 'timm:{name}' could not be had ({error}); give weights='file.safetensors', or weights=None"
+        ) from error
+    if weights is not None and str(weights) != "DEFAULT":
+        _fill(module, Path(weights), name)
+    config = timm.data.resolve_model_data_config(module)
+    _, height, width = config["input_size"]
+    preprocess = Preprocess(
+        resize=int(height / config["crop_pct"]),
+        crop=(height, width),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+    labels: tuple[str, ...] | None = None
+    if weights is not None and module.num_classes == 1000:
+        info = timm.data.ImageNetInfo("imagenet-1k")
+        labels = tuple(info.index_to_description(i).split(",")[0] for i in range(1000))
+    return Model(module, f"timm:{name}", preprocess, labels, source=f"timm {timm.__version__}, " + _told(weights))
+
+
+def _imported(name: str, weights: str | Path | None) -> Model:
+    place, _, function = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(place), function)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"'{name}' cannot be imported ({error}); expected 'package.module:function'") from error
+    module = build()
+    if isinstance(module, Model):
+        return module
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"'{name}' returned {type(module).__name__}, expected an nn.Module or a cnnviz.Model")
+    if weights is not None and str(weights) != "DEFAULT":
+        _fill(module, Path(weights), name)
+    return Model(module, name, source=f"{name}, " + _told(weights))
+
+
+def _fill(module: nn.Module, path: Path, name: str) -> None:
+    state = _read(path)
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    # Batch counters matter to training alone, and some converters leave them out.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    misshapen = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unexpected or misshapen:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(misshapen))]
+        told = "; ".join(f"{len(keys)} {word} ({', '.join(keys[:3])}…)" for word, keys in parts if keys)
+        raise ModelError(f"'{path}' does not fit '{name}': {told}; give the weights of this architecture")
+    module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise ModelError(
+            f"'{path}' is no weights file that can be read safely ({error}); expected .safetensors, or a state dict "
+            "saved by torch.save"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"'{path}' holds {type(state).__name__}, expected a state dict (name to tensor)")
+    return state
+
+
+def _told(weights: str | Path | None) -> str:
+    return "random weights" if weights is None else f"weights {weights}"
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import version
+
+    return version(name)

@@ -1,0 +1,243 @@
+"""One look at a forward pass: which layers are called in what order, their shapes, and the memory they need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import CnnvizError, InputError, LayerError, ModelError
+from .model import Model
+from .receptive_field import FieldTracker, ReceptiveField
+from .replica import replicate
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One addressable call of a module.
+
+    Attributes:
+        name: dotted module name, with ``#k`` for the k-th call of a module that is called more than once.
+        type: class name of the module.
+        shape: output shape for one image, without the batch dimension; None where the output is no tensor.
+        receptive_field: input pixels that a unit sees; None where it sees the whole image, the output is no map, or
+            fields were not asked for.
+        parameters: number of weights in the module.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...] | None
+    receptive_field: ReceptiveField | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one image's forward pass does. Bytes are for one image.
+
+    Attributes:
+        layers: every module call, in order of completion.
+        cam_layer: name of the last spatial output before the head that is no pooling, or None.
+        output: shape of the model's output without the batch dimension, None where it is no tensor.
+        largest: bytes of the largest tensor made.
+        working: most bytes that one operation reads and writes.
+        kept: bytes of all tensors made, which is what a backward pass keeps at most.
+        draws: whether random numbers are drawn in eval mode.
+    """
+
+    layers: tuple[Layer, ...]
+    cam_layer: str | None
+    output: tuple[int, ...] | None
+    largest: int
+    working: int
+    kept: int
+    draws: bool
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each module is called."""
+        return dict(Counter(layer.name.partition("#")[0] for layer in self.layers))
+
+    def resolve(self, layer: str) -> str:
+        """Return the layer's full name: ``relu`` becomes ``relu#2`` where it is the last of three calls.
+
+        Raises:
+            LayerError: the module is never called, or not as often as the name says.
+        """
+        module, _, call = layer.partition("#")
+        times = self.counts.get(module, 0)
+        if times == 0:
+            raise LayerError(
+                f"layer '{module}' is never called in the forward pass; name a layer that is (cnnviz layers lists them)"
+            )
+        number = int(call) if call else times - 1
+        if number >= times:
+            raise LayerError(f"layer '{layer}': '{module}' is called {times} times, so its last call is #{times - 1}")
+        return f"{module}#{number}" if times > 1 else module
+
+
+def survey(model: nn.Module, example: Tensor, *, fields: bool = False) -> Survey:
+    """Run `model` once on one image without data (or with, where its control flow needs values) and describe the pass.
+
+    Args:
+        model: the network; it is not touched.
+        example: input of shape (N, …); only the first row is used.
+        fields: compose receptive fields too, which takes longer.
+    """
+    row = example[:1].detach()
+    try:
+        return _observe(replicate(model, device="meta"), (row.to("meta"),), {}, fields=fields)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        pass  # values are needed: indices, masks, conditions
+    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []):
+        return _observe(replicate(model), (row,), {}, fields=fields)
+
+
+def count_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
+    """Return how often each module would be called with these arguments, or {} where that takes real data."""
+
+    def shape_only(value: Any) -> Any:
+        return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+    bare_args, bare_kwargs = torch.utils._pytree.tree_map(shape_only, (args, kwargs))
+    try:
+        twin = replicate(model, device="meta")
+        return _observe(twin, bare_args, bare_kwargs, fields=False).counts
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, ModelError):
+        return {}
+
+
+class _Bytes(TorchDispatchMode):
+    """Adds up what operations read and write, and notices random numbers."""
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.weights = weights  # do not grow with the batch
+        self.largest = self.working = self.kept = 0
+        self.draws = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = _storages((args, kwargs))
+        made = [size for key, size in _storages(result).items() if key not in given]
+        read = sum(size for key, size in given.items() if key not in self.weights)
+        self.kept += sum(made)
+        self.largest = max(self.largest, *made, 0)
+        self.working = max(self.working, read + sum(made))
+        self.draws |= torch.Tag.nondeterministic_seeded in func.tags
+        return result
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _storages(value: Any) -> dict[int, int]:
+    """Return the bytes of each tensor in `value` by the identity of its memory, so that a view counts as its base."""
+    return {t.untyped_storage()._cdata: t.numel() * t.element_size() for t in _leaves(value)}
+
+
+@dataclass
+class _Call:
+    name: str
+    index: int
+    module: nn.Module
+    output: Any
+    passes_on: bool  # the output is what came in, as it came in
+
+
+def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, fields: bool) -> Survey:
+    calls: list[_Call] = []
+    counts: Counter[str] = Counter()
+    versions: list[dict[int, int]] = []  # of the inputs of the calls that are running
+
+    def before(_: nn.Module, given: tuple[Any, ...]) -> None:
+        versions.append({id(item): item._version for item in given if isinstance(item, Tensor)})
+
+    def after(name: str, module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        came = versions.pop().get(id(output))
+        calls.append(_Call(name, counts[name], module, output, came is not None and came == output._version))
+        counts[name] += 1
+
+    for name, module in twin.named_modules():
+        if name:
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(partial(after, name))
+    memory = _Bytes({t.untyped_storage()._cdata for t in (*twin.parameters(), *twin.buffers())})
+    tracker = FieldTracker(_leaves((args, kwargs))) if fields else None
+    with torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
+        output = twin(*args, **kwargs)
+    layers = tuple(
+        Layer(
+            name=f"{call.name}#{call.index}" if counts[call.name] > 1 else call.name,
+            type=type(call.module).__name__,
+            shape=tuple(call.output.shape[1:]) if isinstance(call.output, Tensor) else None,
+            receptive_field=tracker.field(call.output) if tracker and isinstance(call.output, Tensor) else None,
+            parameters=sum(p.numel() for p in call.module.parameters()),
+        )
+        for call in calls
+    )
+    classes = output.shape[1] if isinstance(output, Tensor) and output.dim() == 2 else None
+    place = _cam_layer(calls, classes)
+    return Survey(
+        layers=layers,
+        cam_layer=None if place is None else layers[place].name,
+        output=tuple(output.shape[1:]) if isinstance(output, Tensor) else None,
+        largest=memory.largest,
+        working=memory.working,
+        kept=memory.kept,
+        draws=memory.draws,
+    )
+
+
+def _cam_layer(calls: Sequence[_Call], classes: int | None) -> int | None:
+    """Return the place of the last spatial output before the head that is no pooling.
+
+    The head may end in a map of class scores (SqueezeNet's 1×1 convolution), which is skipped; a container counts as
+    what its last layer is, and gives that layer its name where both return the same tensor.
+    """
+    pooled = {id(call.output) for call in calls if "Pool" in type(call.module).__name__}
+    for place in reversed(range(len(calls))):
+        call = calls[place]
+        shape = call.output.shape if isinstance(call.output, Tensor) else ()
+        if len(shape) != 4 or shape[2] * shape[3] <= 1:
+            continue
+        if call.passes_on or id(call.output) in pooled or shape[1] == classes:
+            continue
+        return place
+    return None
+
+
+def layers(model: nn.Module | Model, inputs: Tensor | None = None) -> list[Layer]:
+    """Return every addressable layer of a network, in order of completion.
+
+    Args:
+        model: any nn.Module or a `Model`; it is not touched.
+        inputs: an example (N, C, H, W); by default one blank image of the model's input size, or 224 × 224.
+
+    Raises:
+        InputError: the model cannot run on the example.
+
+    Example:
+        >>> [layer.name for layer in layers(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()))]
+        ['0', '1']
+    """
+    known = model if isinstance(model, Model) else Model(model)
+    example = known.example() if inputs is None else inputs
+    try:
+        return list(survey(known.module, example, fields=True).layers)
+    except CnnvizError:
+        raise
+    except Exception as error:  # whatever a stranger's forward raises
+        hint = "; give inputs=, an example that it takes" if inputs is None else ""
+        raise InputError(f"{known.name} cannot run on inputs of shape {tuple(example.shape)}: {error}{hint}") from error

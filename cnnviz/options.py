@@ -1,0 +1,211 @@
+"""Options of a technique: declared once with pydantic, used as keyword arguments, CLI flags and JSON schema."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic.json_schema import GetJsonSchemaHandler, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from torch import Tensor
+
+from .data import open_image
+from .errors import InputError, OptionError, nearest
+
+RESERVED: Final = frozenset(("seed", "memory", "progress", "target", "layer", "inputs", "model", "technique"))
+
+
+class Options(BaseModel):
+    """Base of every technique's options: frozen, unknown names forbidden, defaults checked.
+
+    Each option is annotated, bounded and described once, with `Field`:
+
+    Example:
+        >>> class Sharpness(Options):
+        ...     power: float = Field(2.0, ge=0.5, le=4, description="exponent of the gradient")
+        >>> Sharpness(power=3).power
+        3.0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+
+
+def _pair(value: Any) -> Any:
+    if isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(","))
+    if isinstance(value, (list, tuple)):
+        return tuple(value) * 2 if len(value) == 1 else tuple(value)
+    return value, value
+
+
+Pair = Annotated[
+    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+    BeforeValidator(_pair, json_schema_input_type=int | tuple[int, int]),
+    Field(json_schema_extra={"metavar": "H[,W]"}),
+]
+"""Two positive numbers, (height, width): one number stands for both; ``H[,W]`` on the command line."""
+
+
+class ImageOption:
+    """An option whose value is a picture: a tensor, PIL image or path in Python, a path on the CLI, base64 over HTTP.
+
+    Attributes:
+        tensor: the values as given, (C, H, W), where it was a tensor; None otherwise.
+        image: the upright RGB picture, where it was a PIL image, path or base64; None otherwise.
+        digest: the first 16 digits of the SHA-256 of its pixels.
+    """
+
+    def __init__(self, value: Tensor | Image.Image | str | Path | bytes) -> None:
+        self.tensor: Tensor | None = None
+        self.image: Image.Image | None = None
+        if isinstance(value, Tensor):
+            value = value[0] if value.dim() == 4 and len(value) == 1 else value
+            if value.dim() != 3 or not value.is_floating_point():
+                raise InputError(f"got a tensor {tuple(value.shape)} {value.dtype}, expected a float tensor (C, H, W)")
+            self.tensor = value.detach().clone()
+            raw = self.tensor.float().cpu().contiguous().numpy().tobytes()
+        else:
+            self.image = open_image(value)
+            raw = numpy.asarray(self.image).tobytes()
+        self.digest = hashlib.sha256(raw).hexdigest()[:16]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if self.tensor is not None:
+            return self.tensor.shape[-2], self.tensor.shape[-1]
+        assert self.image is not None
+        return self.image.height, self.image.width
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageOption) and self.digest == other.digest and self.size == other.size
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"ImageOption({self.size[0]} x {self.size[1]}, {self.digest})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.json_or_python_schema(
+            python_schema=core_schema.no_info_plain_validator_function(cls._from_python),
+            json_schema=core_schema.no_info_after_validator_function(cls._from_base64, core_schema.str_schema()),
+            serialization=core_schema.plain_serializer_function_ser_schema(repr, when_used="json"),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*", "metavar": "IMAGE"}
+
+    @classmethod
+    def _from_python(cls, value: Any) -> ImageOption:
+        if isinstance(value, ImageOption):
+            return value
+        if not isinstance(value, (Tensor, Image.Image, str, Path, bytes)):
+            raise PydanticCustomError("image", "expected a tensor, a PIL image or a path")
+        try:
+            return cls(value)
+        except InputError as error:
+            raise PydanticCustomError("image", "{why}", {"why": str(error)}) from error
+
+    @classmethod
+    def _from_base64(cls, value: str) -> ImageOption:
+        try:
+            return cls._from_python(base64.b64decode(value, validate=True))
+        except binascii.Error as error:
+            raise PydanticCustomError("image", "expected an image file in base64") from error
+
+
+def check_declaration(technique: str, options: type[Options]) -> None:
+    """Refuse options that could not be served everywhere.
+
+    Raises:
+        OptionError: a reserved name, or an option without a description.
+    """
+    for name, info in options.model_fields.items():
+        if name in RESERVED:
+            raise OptionError(f"option '{name}' of '{technique}' has a reserved name ({', '.join(sorted(RESERVED))})")
+        if not info.description:
+            raise OptionError(f"option '{name}' of '{technique}' has no description; give Field(…, description=…)")
+
+
+def make_options(technique: str, options: type[Options], given: dict[str, Any]) -> Options:
+    """Validate keyword arguments.
+
+    Raises:
+        OptionError: names each wrong option, its bounds and the value got.
+    """
+    try:
+        return options(**given)
+    except ValidationError as error:
+        told = [_told(technique, options, problem) for problem in error.errors(include_url=False)]
+        raise OptionError("; ".join(dict.fromkeys(told))) from None
+
+
+def _told(technique: str, options: type[Options], problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "options"
+    known = list(options.model_fields)
+    if problem["type"] == "extra_forbidden":
+        have = f"it has {', '.join(map(repr, known))}" if known else "it has none"
+        return f"unknown option '{name}' of '{technique}'{nearest(name, known)}; {have}"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    got = "nothing" if problem["type"] == "missing" else _shown(problem["input"])
+    bounds = expectation(options, name)
+    return f"option '{name}' of '{technique}': got {got}, expected {bounds or message}" + (
+        f" ({message})" if bounds and message not in bounds else ""
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+
+
+def expectation(options: type[Options], name: str) -> str:
+    """Return what an option accepts, in words, from its JSON schema: ``a number, 0.5 to 4``."""
+    schema = options.model_json_schema()
+    described = schema["properties"].get(name)
+    return _words(described, schema.get("$defs", {})) if described else ""
+
+
+def _words(schema: dict[str, Any], defs: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return _words(defs[schema["$ref"].rpartition("/")[2]], defs)
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_words(part, defs) for part in schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(repr(item) for item in schema["enum"])
+    if "const" in schema:
+        return repr(schema["const"])
+    kind = schema.get("type")
+    if kind == "array":
+        items = schema.get("prefixItems") or [schema.get("items", {})]
+        inner = _words(items[0], defs)
+        return f"{len(schema['prefixItems'])} of {inner}" if "prefixItems" in schema else f"a sequence of {inner}"
+    word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "none"}.get(str(kind))
+    if word is None:
+        return "an image" if "contentMediaType" in schema else "text"
+    return word + _range(schema)
+
+
+def _range(schema: dict[str, Any]) -> str:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    parts: Sequence[str] = [
+        f"at least {low}" if low is not None and high is None else "",
+        f"{low} to {high}" if low is not None and high is not None else "",
+        f"at most {high}" if high is not None and low is None else "",
+        f"above {above}" if above is not None else "",
+        f"below {below}" if below is not None else "",
+    ]
+    told = ", ".join(part for part in parts if part)
+    return f", {told}" if told else ""
+
+

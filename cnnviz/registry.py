@@ -1,0 +1,252 @@
+"""Discovery of techniques by entry point: listed without importing, loaded on demand, faults kept apart."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+import pluggy
+
+from . import hookspecs
+from .errors import CnnvizError, PluginError, nearest
+from .hookspecs import PROJECT
+from .technique import Technique
+
+OWN: Final = "cnnviz"
+"""The distribution whose techniques CNNVIZ_DISABLE_PLUGINS and the allow list leave alone."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A technique as its entry point announces it; nothing was imported.
+
+    Attributes:
+        name: the technique's name.
+        distribution: the installed distribution that offers it.
+        version: that distribution's version.
+        place: the module or object that registers it.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} ({self.place})"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which plugins may be used. Items are names of techniques or of distributions.
+
+    Attributes:
+        disable: leave only cnnviz's own techniques.
+        allow: of other distributions, leave only these; None allows all.
+        block: leave these out, whoever brings them.
+    """
+
+    disable: bool = False
+    allow: frozenset[str] | None = None
+    block: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_environment(cls) -> Selection:
+        """Read CNNVIZ_DISABLE_PLUGINS (1), CNNVIZ_ALLOW_PLUGINS and CNNVIZ_BLOCK_PLUGINS (comma-separated)."""
+        allow = os.environ.get("CNNVIZ_ALLOW_PLUGINS")
+        return cls(
+            disable=os.environ.get("CNNVIZ_DISABLE_PLUGINS", "0") not in ("", "0"),
+            allow=None if allow is None else _names(allow),
+            block=_names(os.environ.get("CNNVIZ_BLOCK_PLUGINS", "")),
+        )
+
+    def admits(self, offer: Offer) -> bool:
+        """Whether the technique may be used."""
+        names = {offer.name, offer.distribution}
+        if names & self.block:
+            return False
+        return offer.distribution == OWN or not (self.disable or (self.allow is not None and not names & self.allow))
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())
+
+
+class Registry(Mapping[str, Technique]):
+    """Techniques by name. Iterating lists names without importing any plugin; getting one loads its plugin."""
+
+    def __init__(self, selection: Selection | None = None) -> None:
+        self._selection = selection or Selection.from_environment()
+        self._lock = threading.RLock()
+        self._plugins = pluggy.PluginManager(PROJECT)
+        self._plugins.add_hookspecs(hookspecs)
+        self._loaded: dict[str, Technique] = {}
+        self._faults: dict[str, str] = {}
+        self._offers: dict[str, list[tuple[Offer, EntryPoint]]] = defaultdict(list)
+        self.left_out: list[Offer] = []
+        """What the selection does not admit."""
+        for point in sorted(entry_points(group=PROJECT), key=lambda point: point.name):
+            offer = _offer(point)
+            if self._selection.admits(offer):
+                self._offers[point.name].append((offer, point))
+            else:
+                self.left_out.append(offer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._offers)
+
+    def __len__(self) -> int:
+        return len(self._offers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._offers
+
+    def __getitem__(self, name: str) -> Technique:
+        """Return a technique, importing its plugin the first time.
+
+        Raises:
+            PluginError: unknown, offered twice, or faulty; says by whom and what to do. A KeyError too.
+        """
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            return self._loaded[name]
+
+    @property
+    def offers(self) -> list[Offer]:
+        """Everything offered, by name; two of one name where two distributions offer it."""
+        return [offer for pairs in self._offers.values() for offer, _ in pairs]
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """What was found wrong so far, by technique."""
+        doubled = {name: self._doubled(name) for name, pairs in self._offers.items() if len(pairs) > 1}
+        return {**doubled, **self._faults}
+
+    def usable(self) -> dict[str, Technique]:
+        """Load every plugin and return the techniques that work; `faults` then tells about the others."""
+        found: dict[str, Technique] = {}
+        for name in self:
+            try:
+                found[name] = self[name]
+            except PluginError:
+                continue
+        return found
+
+    def offer(self, name: str) -> Offer:
+        """Return who offers a technique.
+
+        Raises:
+            PluginError: nobody, or more than one.
+        """
+        return self._only(name)[0]
+
+    def _only(self, name: str) -> tuple[Offer, EntryPoint]:
+        pairs = self._offers.get(name, [])
+        if len(pairs) > 1:
+            raise UnknownTechniqueError(self._doubled(name))
+        if pairs:
+            return pairs[0]
+        out = [offer for offer in self.left_out if offer.name == name]
+        if out:
+            raise UnknownTechniqueError(
+                f"technique '{name}' of {out[0]} is switched off by CNNVIZ_DISABLE_PLUGINS, CNNVIZ_ALLOW_PLUGINS, "
+                "CNNVIZ_BLOCK_PLUGINS or their flags"
+            )
+        raise UnknownTechniqueError(f"no technique '{name}'{nearest(name, self)} (cnnviz list shows all)")
+
+    def _doubled(self, name: str) -> str:
+        by = " and by ".join(str(offer) for offer, _ in self._offers[name])
+        return f"technique '{name}' is offered by {by}; uninstall one, or name its distribution in CNNVIZ_BLOCK_PLUGINS"
+
+    def _load(self, name: str) -> Technique:
+        offer, point = self._only(name)
+        if name in self._faults:
+            raise UnknownTechniqueError(self._faults[name])
+        try:
+            return self._registered(point)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may even call sys.exit; it takes no other down
+            told = str(error) if isinstance(error, CnnvizError) else repr(error)
+            self._faults[name] = f"the plugin for '{name}' from {offer} is faulty: {told}"
+            raise UnknownTechniqueError(self._faults[name]) from error
+
+    def _registered(self, point: EntryPoint) -> Technique:
+        plugin = point.load()
+        found: dict[str, Technique] = {}
+
+        def register(technique: Technique) -> None:
+            if not isinstance(technique, Technique):
+                raise PluginError(f"register() got {technique!r}, expected a cnnviz.Technique")
+            if technique.name in found:
+                raise PluginError(f"'{technique.name}' is registered twice by {point.value}")
+            found[technique.name] = technique
+
+        # Under the entry point's name, as several of them may name one module.
+        others = [other for other in self._plugins.get_plugins() if other is not plugin]
+        known = self._plugins.is_registered(plugin)
+        try:
+            if not known:
+                self._plugins.register(plugin, name=point.name)
+                self._plugins.check_pending()
+            self._plugins.subset_hook_caller("cnnviz_techniques", remove_plugins=others)(register=register)
+        except BaseException:
+            if not known and self._plugins.is_registered(plugin):
+                self._plugins.unregister(plugin)
+            raise
+        if point.name not in found:
+            has = ", ".join(map(repr, found)) or "nothing"
+            raise PluginError(
+                f"its entry point is named '{point.name}', but {point.value} registers {has}; the two names must be the same"
+            )
+        unannounced = [name for name in found if name not in self._offers and not self._is_left_out(name)]
+        if unannounced:
+            raise PluginError(f"{point.value} registers '{unannounced[0]}', which has no entry point of that name")
+        return found[point.name]
+
+    def _is_left_out(self, name: str) -> bool:
+        return any(offer.name == name for offer in self.left_out)
+
+
+class UnknownTechniqueError(PluginError, KeyError):
+    """No usable technique of that name."""
+
+    def __str__(self) -> str:  # a KeyError shows the repr
+        return str(self.args[0])
+
+
+def _offer(point: EntryPoint) -> Offer:
+    dist = point.dist
+    return Offer(point.name, dist.name if dist else "?", dist.version if dist else "?", point.value)
+
+
+_registry: Registry | None = None
+_registry_lock = threading.Lock()
+
+
+def techniques() -> Registry:
+    """Return every technique by name; names and origins without importing, a technique itself on access.
+
+    Example:
+        >>> "grad-cam" in techniques()
+        True
+    """
+    global _registry
+    with _registry_lock:
+        if _registry is None:
+            _registry = Registry()
+        return _registry
+
+
+def select(selection: Selection) -> Registry:
+    """Make `techniques` use this selection of plugins from now on."""
+    global _registry
+    with _registry_lock:
+        _registry = Registry(selection)
+        return _registry

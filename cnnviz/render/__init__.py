@@ -1,0 +1,21 @@
+"""From numbers to pictures: normalising, colouring, laying over, arranging, captioning."""
+
+from .colour import DIVERGING, SEQUENTIAL, colour, colour_bar
+from .figure import compose, matplotlib_figure
+from .grid import grid
+from .normalise import Scale
+from .overlay import overlay, resize_map, to_pil
+
+__all__ = [
+    "DIVERGING",
+    "SEQUENTIAL",
+    "Scale",
+    "colour",
+    "colour_bar",
+    "compose",
+    "grid",
+    "matplotlib_figure",
+    "overlay",
+    "resize_map",
+    "to_pil",
+]

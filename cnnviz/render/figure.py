@@ -1,0 +1,89 @@
+"""Panels side by side, with a caption above and a labelled scale below: what is saved, shown and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import CnnvizError
+from .colour import DIVERGING, SEQUENTIAL, colour_bar
+from .normalise import Scale
+
+_MARGIN = 10
+_TEXT = 14
+_INK = (32, 32, 32)
+_SMALLEST = 224
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def compose(panels: Sequence[Image.Image], *, caption: str = "", scale: Scale | None = None) -> Image.Image:
+    """Return panels of equal height on white, with a wrapped caption above and, given a scale, a colour bar below."""
+    factor = max(1, round(_SMALLEST / panels[0].height))
+    panels = [p.resize((p.width * factor, p.height * factor), Image.Resampling.NEAREST) for p in panels]
+    inner = max(sum(p.width for p in panels) + _MARGIN * (len(panels) - 1), _SMALLEST)
+    lines = _wrapped(caption, inner)
+    line = _TEXT + 5
+    top = _MARGIN + len(lines) * line + (4 if lines else 0)
+    body = max(p.height for p in panels)
+    bottom = 3 * _MARGIN + 12 + line if scale else _MARGIN
+    canvas = Image.new("RGB", (inner + 2 * _MARGIN, top + body + bottom), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, text in enumerate(lines):
+        draw.text((_MARGIN, _MARGIN + row * line), text, fill=_INK, font=_font(_TEXT))
+    left = _MARGIN
+    for panel in panels:
+        canvas.paste(panel, (left, top))
+        left += panel.width + _MARGIN
+    if scale:
+        _draw_scale(canvas, draw, scale, top + body + _MARGIN, inner)
+    return canvas
+
+
+def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, width: int) -> None:
+    canvas.paste(colour_bar(scale, width, 12), (_MARGIN, top))
+    for place, label in scale.ticks():
+        anchor = {0.0: "la", 1.0: "ra"}.get(place, "ma")
+        draw.text((_MARGIN + place * width, top + 16), label, fill=_INK, font=_font(_TEXT - 1), anchor=anchor)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _font(_TEXT).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -> Any:
+    """Return a matplotlib figure with one axes per panel (picture, title, scale), each with its colour bar."""
+    try:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CnnvizError("figure() needs matplotlib; pip install 'cnnviz[figure]'") from error
+    import cmap
+
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.6 * rows), layout="constrained")
+    for place, (image, title, scale) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.imshow(image)
+        axes.set_title(title, fontsize=9, wrap=True)
+        axes.set_axis_off()
+        if scale:
+            colours = cmap.Colormap(DIVERGING if scale.signed else SEQUENTIAL).to_mpl()
+            shown = ScalarMappable(Normalize(scale.low, scale.high), colours)
+            figure.colorbar(shown, ax=axes, orientation="horizontal", fraction=0.05, pad=0.02)
+    return figure

@@ -1,0 +1,55 @@
+"""Which values a picture's darkest and brightest colour stand for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The range of values that a picture shows; values beyond it take the end colours.
+
+    Attributes:
+        low: value of the first colour: 0 for an unsigned map, -high for a signed one.
+        high: value of the last colour.
+        signed: whether 0 is the middle of a diverging colour map.
+    """
+
+    low: float
+    high: float
+    signed: bool
+
+    @classmethod
+    def of(cls, values: Tensor, *, signed: bool | None = None, quantile: float = 0.995) -> Scale:
+        """Return the scale for a map: up to the given quantile of its magnitudes, so that a few peaks do not hide it.
+
+        Args:
+            values: any shape.
+            signed: None decides by whether any value is negative.
+            quantile: share of magnitudes that stay within the scale, in (0, 1].
+        """
+        flat = values.detach().float().reshape(-1)
+        signed = bool((flat < 0).any()) if signed is None else signed
+        magnitudes = flat.abs()
+        # kthvalue, since torch.quantile refuses more than 16 million values.
+        place = max(1, math.ceil(quantile * len(magnitudes)))
+        high = float(magnitudes.kthvalue(place).values) or float(magnitudes.max()) or 1.0
+        return cls(-high if signed else 0.0, high, signed)
+
+    def unit(self, values: Tensor) -> Tensor:
+        """Map values to [0, 1]: `low` to 0, `high` to 1, clipped."""
+        return ((values.detach().float() - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def strength(self, values: Tensor) -> Tensor:
+        """Map values to [0, 1] by how far from 0 they are."""
+        return (values.detach().float().abs() / self.high).clamp(0, 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Return places in [0, 1] with their labels, for a colour bar."""
+        if self.signed:
+            return [(0.0, f"{self.low:.3g}"), (0.5, "0"), (1.0, f"{self.high:.3g}")]
+        return [(0.0, f"{self.low:.3g}"), (1.0, f"{self.high:.3g}")]

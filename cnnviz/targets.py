@@ -1,0 +1,220 @@
+"""What is explained: a class, a label, the top class, a channel, a neuron, or whatever a callable makes of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .errors import LayerError, OptionError, TargetError, nearest
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of a layer; made by `channel`."""
+
+    layer: str
+    index: int
+    reduce: Literal["mean", "max"] = "mean"
+
+    def score(self, output: Any) -> Tensor:
+        """Return the channel's mean or maximum over space: (rows, C, …) -> (rows,)."""
+        picked = _channel(output, self.layer, self.index).flatten(1)
+        return picked.mean(1) if self.reduce == "mean" else picked.amax(1)
+
+    def __str__(self) -> str:
+        return f"channel {self.index} of {self.layer} ({self.reduce})"
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One unit of a layer; made by `neuron`."""
+
+    layer: str
+    index: int
+    y: int
+    x: int
+
+    def score(self, output: Any) -> Tensor:
+        """Return the unit's activation: (rows, C, h, w) -> (rows,)."""
+        picked = _channel(output, self.layer, self.index)
+        if picked.dim() != 3:
+            raise TargetError(
+                f"neuron of layer '{self.layer}': its output {tuple(output.shape)} is no map; use cnnviz.channel"
+            )
+        height, width = picked.shape[1:]
+        if not (-height <= self.y < height and -width <= self.x < width):
+            raise TargetError(
+                f"neuron ({self.y}, {self.x}) of layer '{self.layer}' lies outside of its {height} x {width} map"
+            )
+        return picked[:, self.y, self.x]
+
+    def __str__(self) -> str:
+        return f"neuron ({self.y}, {self.x}) of channel {self.index} of {self.layer}"
+
+
+def _channel(output: Any, layer: str, index: int) -> Tensor:
+    if not isinstance(output, Tensor) or output.dim() < 2:
+        raise LayerError(f"layer '{layer}' returns {describe(output)}, expected a tensor (N, C, …); name another layer")
+    if not -output.shape[1] <= index < output.shape[1]:
+        raise TargetError(f"channel {index} of layer '{layer}': it has channels 0 to {output.shape[1] - 1}")
+    return output[:, index]
+
+
+def channel(layer: str, c: int, reduce: Literal["mean", "max"] = "mean") -> Channel:
+    """Select a channel of a layer as target: its mean or its maximum over space.
+
+    Args:
+        layer: dotted module name, ``name#k`` for the k-th call.
+        c: channel number.
+        reduce: "mean" or "max".
+    """
+    if reduce not in ("mean", "max"):
+        raise OptionError(f"channel(reduce=…): got {reduce!r}, expected 'mean' or 'max'")
+    return Channel(layer, _whole(c), reduce)
+
+
+def neuron(layer: str, c: int, y: int, x: int) -> Neuron:
+    """Select one unit of a layer as target: channel `c` at row `y`, column `x` of its map."""
+    return Neuron(layer, _whole(c), _whole(y), _whole(x))
+
+
+ScoreFunction: TypeAlias = Callable[[Any], Tensor]
+Target: TypeAlias = "int | str | Sequence[int | str] | Tensor | Channel | Neuron | ScoreFunction | None"
+"""What callers may give."""
+
+Resolved: TypeAlias = "Tensor | Channel | Neuron | ScoreFunction | None"
+"""What it becomes: class indices (N,), a selector, a callable, or None for each sample's top class."""
+
+
+def resolve(target: Any, count: int, labels: Sequence[str] | None) -> Resolved:
+    """Check a target as far as is possible without running the model.
+
+    Raises:
+        TargetError: an unknown or ambiguous label, a wrong number of targets, or something that is no target.
+    """
+    if target is None or isinstance(target, (Channel, Neuron)):
+        return target
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.dim() > 1:
+            told = f"{tuple(target.shape)} {target.dtype}"
+            raise TargetError(f"target: got a tensor {told}, expected class indices (N,) of an integer type")
+        target = target.tolist()
+    elif hasattr(target, "tolist") and not isinstance(target, str):  # numpy
+        target = target.tolist()
+    if isinstance(target, (list, tuple, range)):
+        indices = [_class_index(item, labels) for item in target]
+        if len(indices) != count:
+            raise TargetError(f"target: got {len(indices)} targets for {count} inputs; give one for each, or one for all")
+        return torch.tensor(indices, dtype=torch.long)
+    if callable(target):
+        return target  # type: ignore[no-any-return]  # what it returns is checked when it is called
+    return torch.full((count,), _class_index(target, labels), dtype=torch.long)
+
+
+def _class_index(target: Any, labels: Sequence[str] | None) -> int:
+    if isinstance(target, str):
+        return _label_index(target, labels)
+    return _whole(target)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TargetError(
+            f"target: got {describe(value)}, expected a class index, a label, one of these for each input, "
+            "cnnviz.channel(…), cnnviz.neuron(…), or a callable from output to (rows,)"
+        )
+    return int(value.__index__())
+
+
+def _label_index(label: str, labels: Sequence[str] | None) -> int:
+    if labels is None:
+        raise TargetError(f"target '{label}': this model has no labels; give a class index, or load_model(…, labels=…)")
+    found = [i for i, name in enumerate(labels) if name == label]
+    found = found or [i for i, name in enumerate(labels) if name.casefold() == label.casefold()]
+    if not found:
+        raise TargetError(f"no label '{label}' among the model's {len(labels)}{nearest(label, labels)}; or give an index")
+    if len(found) > 1:
+        raise TargetError(f"label '{label}' stands for classes {', '.join(map(str, found))}; give the index")
+    return found[0]
+
+
+def class_scores(output: Any, indices: Tensor) -> Tensor:
+    """Return each row's score of its class: (rows, K), (rows,) -> (rows,).
+
+    Raises:
+        TargetError: the output is not (rows, K), or a class is out of range.
+    """
+    output = class_output(output)
+    classes = output.shape[1]
+    wrong = indices[(indices < 0) | (indices >= classes)]
+    if len(wrong):
+        raise TargetError(f"class {int(wrong[0])} is out of range: the model has classes 0 to {classes - 1}")
+    picked: Tensor = output.gather(1, indices.to(output.device)[:, None])[:, 0]
+    return picked
+
+
+def class_output(output: Any) -> Tensor:
+    """Return `output` if it holds class scores, (rows, K).
+
+    Raises:
+        TargetError: it does not; shows how to give a callable.
+    """
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    hint = "lambda output: output['out'][:, 15].mean((1, 2))" if isinstance(output, dict) else (
+        "lambda output: output[0][:, 15]" if isinstance(output, (tuple, list)) else "lambda output: output[:, 15].mean((1, 2))"
+    )
+    raise TargetError(
+        f"the model returns {describe(output)}, but a class target needs scores (N, K); give a callable that reduces the "
+        f"output to one number for each row, such as target={hint}"
+    )
+
+
+def called(function: ScoreFunction, output: Any, rows: int) -> Tensor:
+    """Return what a callable target makes of the output, checked to be (rows,).
+
+    Raises:
+        TargetError: it is not.
+    """
+    score = function(output)
+    if not isinstance(score, Tensor) or tuple(score.shape) != (rows,):
+        raise TargetError(
+            f"the target callable returned {describe(score)} for {rows} rows, expected a tensor ({rows},): one number "
+            "for each row, rows treated independently"
+        )
+    return score
+
+
+def describe(value: Any) -> str:
+    """Return a value's type and shape in words: ``dict with 'out' (1, 21, 8, 8), 'aux' …``."""
+    match value:
+        case Tensor():
+            return f"a tensor {tuple(value.shape)}"
+        case dict():
+            return "a dict with " + ", ".join(f"{key!r} {_shape(item)}" for key, item in list(value.items())[:4])
+        case list() | tuple():
+            return f"a {type(value).__name__} of " + ", ".join(_shape(item) for item in value[:4])
+        case _:
+            return f"{type(value).__name__} {value!r}"[:80]
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def words(target: Resolved, labels: Sequence[str] | None) -> str:
+    """Return a target in words, for provenance."""
+    match target:
+        case None:
+            return "top class"
+        case Tensor():
+            names = [f"{i} {labels[i]}" if labels and 0 <= i < len(labels) else str(i) for i in target.tolist()]
+            return "class " + (names[0] if len(set(names)) == 1 else ", ".join(names))
+        case Channel() | Neuron():
+            return str(target)
+        case _:
+            return f"callable {getattr(target, '__qualname__', type(target).__name__)}"

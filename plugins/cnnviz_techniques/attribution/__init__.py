@@ -1,0 +1,1 @@
+"""What in the input speaks for a score."""

@@ -1,0 +1,29 @@
+"""Zeiler and Fergus' deconvolutional network."""
+
+from __future__ import annotations
+
+import torch
+from cnnviz import Options, Request, Technique, hookimpl, relu_rule
+from torch import Tensor
+
+
+class DeconvnetOptions(Options):
+    """`deconvnet` has no options."""
+
+
+def deconvnet(request: Request, options: DeconvnetOptions) -> Tensor:
+    """Project the score back to the input, keeping only what is positive at each ReLU of the way back.
+
+    Signed, (N, C, H, W) -> (N, C, H, W); max pooling passes through its switches. For a class, a channel or one neuron
+    of any layer. Zeiler & Fergus 2014, section 2.1.
+    """
+    x = request.inputs.detach().requires_grad_()
+    with relu_rule("deconvnet"):
+        score = request.score(x)
+    (projection,) = torch.autograd.grad(score.sum(), x)
+    return projection
+
+
+@hookimpl
+def cnnviz_techniques(register):
+    register(Technique("deconvnet", deconvnet, DeconvnetOptions, family="attribution"))

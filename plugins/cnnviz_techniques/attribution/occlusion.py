@@ -1,0 +1,111 @@
+"""How much the score drops when a window is covered."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from cnnviz import Field, ImageOption, InputError, OptionError, Options, Pair, Request, Technique, hookimpl
+from pydantic import BeforeValidator
+from torch import Tensor
+
+
+def _number_or_numbers(value: Any) -> Any:
+    """Read the command line's "0.5" and "0.1,0.2,0.3"; everything else is left to the field's own types."""
+    if isinstance(value, str):
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            return value
+        return numbers[0] if len(numbers) == 1 else numbers
+    return value
+
+
+class OcclusionOptions(Options):
+    """Options of `occlusion`."""
+
+    window: Pair = Field(32, description="height and width of the window in pixels, at most the image's")
+    stride: Pair = Field(8, description="step between windows in pixels")
+    baseline: Annotated[float | tuple[float, ...] | ImageOption, BeforeValidator(_number_or_numbers)] = Field(
+        0.0, description="what covers: a number, one per channel, or an image, in the units of the model's input"
+    )
+    method: Literal["auto", "dense"] = Field("auto", description="dense runs every covered image through the network")
+
+
+def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
+    """Slide a window over the image and record how much the score drops.
+
+    Signed, (N, C, H, W) -> (N, 1, H, W): at each pixel the mean, over the windows that cover it, of score(original) -
+    score(covered); 0 where none does. Zeiler & Fergus 2014, section 4.2.
+    """
+    images = request.inputs
+    count, (height, width) = len(images), images.shape[2:]
+    if options.window[0] > height or options.window[1] > width:
+        raise OptionError(
+            f"option 'window' of 'occlusion': got {options.window}, expected at most the image's {(height, width)}"
+        )
+    rows = _spans(height, options.window[0], options.stride[0])
+    columns = _spans(width, options.window[1], options.stride[1])
+    boxes = [(*row, *column) for row in rows for column in columns]
+    cover = _cover(request, options.baseline)
+
+    def covered(start: int, stop: int) -> Tensor:
+        made = images[[number // len(boxes) for number in range(start, stop)]]
+        for place, number in enumerate(range(start, stop)):
+            top, bottom, left, right = boxes[number % len(boxes)]
+            made[place, :, top:bottom, left:right] = cover[:, top:bottom, left:right]
+        return made
+
+    with torch.no_grad():
+        original = request.score()
+    owner = torch.arange(count).repeat_interleave(len(boxes))
+    scores = request.sweep(covered, count * len(boxes), owner)
+    drops = original.double()[:, None] - scores.double().reshape(count, len(boxes))
+    return _mean_over_windows(drops.reshape(count, len(rows), len(columns)), rows, columns, (height, width)).to(images)
+
+
+def _spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
+    """Return start and stop of each window along one axis; the last ones are clipped at the border."""
+    steps = math.ceil((size - window) / stride) + 1
+    return [(step * stride, min(step * stride + window, size)) for step in range(steps)]
+
+
+def _cover(request: Request, baseline: float | tuple[float, ...] | ImageOption) -> Tensor:
+    """Return the covering image, (C, H, W)."""
+    shape = request.inputs.shape[1:]
+    if isinstance(baseline, ImageOption):
+        image = request.image(baseline)[0]
+        if image.shape != shape:
+            raise InputError(f"the baseline image is {tuple(image.shape)}, the inputs are {tuple(shape)}; resize it")
+        return image
+    values = (baseline,) * shape[0] if isinstance(baseline, float) else baseline
+    if len(values) != shape[0]:
+        raise OptionError(
+            f"option 'baseline' of 'occlusion': got {len(values)} numbers, expected one, or one for each of the "
+            f"{shape[0]} channels"
+        )
+    return request.inputs.new_tensor(values)[:, None, None].expand(shape)
+
+
+def _mean_over_windows(
+    drops: Tensor, rows: list[tuple[int, int]], columns: list[tuple[int, int]], size: tuple[int, int]
+) -> Tensor:
+    """Spread each window's drop over its pixels and average: (N, rows, columns) -> (N, 1, H, W)."""
+    down, across = _membership(rows, size[0]).to(drops), _membership(columns, size[1]).to(drops)
+    total = down.T @ drops @ across
+    covering = down.sum(0)[:, None] * across.sum(0)
+    return (total / covering.clamp(min=1))[:, None]
+
+
+def _membership(spans: list[tuple[int, int]], size: int) -> Tensor:
+    """Return which window covers which pixel of an axis: (windows, size) of 0 and 1."""
+    member = torch.zeros(len(spans), size)
+    for window, (start, stop) in enumerate(spans):
+        member[window, start:stop] = 1
+    return member
+
+
+@hookimpl
+def cnnviz_techniques(register):
+    register(Technique("occlusion", occlusion, OcclusionOptions, family="attribution"))
