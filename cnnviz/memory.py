@@ -55,7 +55,9 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "can't allocate memory" in str(error))
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )
 
 
 Part = TypeVar("Part")

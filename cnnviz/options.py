@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
-from pydantic.json_schema import GetJsonSchemaHandler, JsonSchemaValue
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic import Field as Field  # noqa: PLC0414  # public here
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from torch import Tensor
 
@@ -45,9 +52,10 @@ def _pair(value: Any) -> Any:
     return value, value
 
 
+_Positive = Annotated[int, Field(ge=1)]
 Pair = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
-    BeforeValidator(_pair, json_schema_input_type=int | tuple[int, int]),
+    tuple[_Positive, _Positive],
+    BeforeValidator(_pair, json_schema_input_type=_Positive | tuple[_Positive, _Positive]),
     Field(json_schema_extra={"metavar": "H[,W]"}),
 ]
 """Two positive numbers, (height, width): one number stands for both; ``H[,W]`` on the command line."""
@@ -146,22 +154,28 @@ def make_options(technique: str, options: type[Options], given: dict[str, Any]) 
     try:
         return options(**given)
     except ValidationError as error:
-        told = [_told(technique, options, problem) for problem in error.errors(include_url=False)]
-        raise OptionError("; ".join(dict.fromkeys(told))) from None
+        problems: dict[str, list[Any]] = {}
+        for problem in error.errors(include_url=False):
+            problems.setdefault(str(problem["loc"][0]) if problem["loc"] else "options", []).append(problem)
+        told = [_told(technique, options, name, found) for name, found in problems.items()]
+        raise OptionError("; ".join(told)) from None
 
 
-def _told(technique: str, options: type[Options], problem: Any) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else "options"
+def _told(technique: str, options: type[Options], name: str, problems: list[Any]) -> str:
+    """Say what is wrong with one option; several problems are those of the alternatives that it has."""
     known = list(options.model_fields)
-    if problem["type"] == "extra_forbidden":
+    if problems[0]["type"] == "extra_forbidden":
         have = f"it has {', '.join(map(repr, known))}" if known else "it has none"
         return f"unknown option '{name}' of '{technique}'{nearest(name, known)}; {have}"
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    got = "nothing" if problem["type"] == "missing" else _shown(problem["input"])
-    bounds = expectation(options, name)
-    return f"option '{name}' of '{technique}': got {got}, expected {bounds or message}" + (
-        f" ({message})" if bounds and message not in bounds else ""
+    got = "nothing" if problems[0]["type"] == "missing" else _shown(problems[0]["input"])
+    reasons = [p["msg"] for p in problems if p["type"] in _OWN_WORDS and isinstance(p["input"], (str, Path, bytes))]
+    why = f" ({reasons[0].removeprefix('Value error, ')})" if reasons else ""
+    return (
+        f"option '{name}' of '{technique}': got {got}, expected {expectation(options, name) or 'something else'}{why}"
     )
+
+
+_OWN_WORDS: Final = ("image", "value_error")
 
 
 def _shown(value: Any) -> str:
@@ -179,7 +193,7 @@ def _words(schema: dict[str, Any], defs: dict[str, Any]) -> str:
     if "$ref" in schema:
         return _words(defs[schema["$ref"].rpartition("/")[2]], defs)
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_words(part, defs) for part in schema["anyOf"]))
+        return ", or ".join(dict.fromkeys(_words(part, defs) for part in schema["anyOf"]))
     if "enum" in schema:
         return "one of " + ", ".join(repr(item) for item in schema["enum"])
     if "const" in schema:
@@ -187,9 +201,11 @@ def _words(schema: dict[str, Any], defs: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind == "array":
         items = schema.get("prefixItems") or [schema.get("items", {})]
-        inner = _words(items[0], defs)
-        return f"{len(schema['prefixItems'])} of {inner}" if "prefixItems" in schema else f"a sequence of {inner}"
-    word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "none"}.get(str(kind))
+        several = _words(items[0], defs).replace("a whole number", "whole numbers").replace("a number", "numbers")
+        return f"{len(items)} {several}" if "prefixItems" in schema else several
+    word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "none"}.get(
+        str(kind)
+    )
     if word is None:
         return "an image" if "contentMediaType" in schema else "text"
     return word + _range(schema)
@@ -197,15 +213,8 @@ def _words(schema: dict[str, Any], defs: dict[str, Any]) -> str:
 
 def _range(schema: dict[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    parts: Sequence[str] = [
-        f"at least {low}" if low is not None and high is None else "",
-        f"{low} to {high}" if low is not None and high is not None else "",
-        f"at most {high}" if high is not None and low is None else "",
-        f"above {above}" if above is not None else "",
-        f"below {below}" if below is not None else "",
-    ]
-    told = ", ".join(part for part in parts if part)
-    return f", {told}" if told else ""
-
-
+    if low is not None and high is not None:
+        return f" from {low} to {high}"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    parts = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
+    return " " + " and ".join(parts) if parts else ""

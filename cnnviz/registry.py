@@ -203,7 +203,8 @@ class Registry(Mapping[str, Technique]):
         if point.name not in found:
             has = ", ".join(map(repr, found)) or "nothing"
             raise PluginError(
-                f"its entry point is named '{point.name}', but {point.value} registers {has}; the two names must be the same"
+                f"its entry point is named '{point.name}', but {point.value} registers {has}; the two names must be "
+                "the same"
             )
         unannounced = [name for name in found if name not in self._offers and not self._is_left_out(name)]
         if unannounced:
@@ -237,7 +238,7 @@ def techniques() -> Registry:
         >>> "grad-cam" in techniques()
         True
     """
-    global _registry
+    global _registry  # noqa: PLW0603  # one registry for the process, behind a lock
     with _registry_lock:
         if _registry is None:
             _registry = Registry()
@@ -246,7 +247,7 @@ def techniques() -> Registry:
 
 def select(selection: Selection) -> Registry:
     """Make `techniques` use this selection of plugins from now on."""
-    global _registry
+    global _registry  # noqa: PLW0603  # one registry for the process, behind a lock
     with _registry_lock:
         _registry = Registry(selection)
         return _registry

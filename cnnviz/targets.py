@@ -1,4 +1,4 @@
-"""What is explained: a class, a label, the top class, a channel, a neuron, or whatever a callable makes of the output."""
+"""What is explained: a class, a label, the top class, a channel, a neuron, or what a callable makes of the output."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def resolve(target: Any, count: int, labels: Sequence[str] | None) -> Resolved:
     if isinstance(target, (list, tuple, range)):
         indices = [_class_index(item, labels) for item in target]
         if len(indices) != count:
-            raise TargetError(f"target: got {len(indices)} targets for {count} inputs; give one for each, or one for all")
+            raise TargetError(
+                f"target: got {len(indices)} targets for {count} inputs; give one for each, or one for all"
+            )
         return torch.tensor(indices, dtype=torch.long)
     if callable(target):
         return target  # type: ignore[no-any-return]  # what it returns is checked when it is called
@@ -136,7 +138,9 @@ def _label_index(label: str, labels: Sequence[str] | None) -> int:
     found = [i for i, name in enumerate(labels) if name == label]
     found = found or [i for i, name in enumerate(labels) if name.casefold() == label.casefold()]
     if not found:
-        raise TargetError(f"no label '{label}' among the model's {len(labels)}{nearest(label, labels)}; or give an index")
+        raise TargetError(
+            f"no label '{label}' among the model's {len(labels)}{nearest(label, labels)}; or give an index"
+        )
     if len(found) > 1:
         raise TargetError(f"label '{label}' stands for classes {', '.join(map(str, found))}; give the index")
     return found[0]
@@ -165,12 +169,18 @@ def class_output(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
-    hint = "lambda output: output['out'][:, 15].mean((1, 2))" if isinstance(output, dict) else (
-        "lambda output: output[0][:, 15]" if isinstance(output, (tuple, list)) else "lambda output: output[:, 15].mean((1, 2))"
+    hint = (
+        "lambda output: output['out'][:, 15].mean((1, 2))"
+        if isinstance(output, dict)
+        else (
+            "lambda output: output[0][:, 15]"
+            if isinstance(output, (tuple, list))
+            else "lambda output: output[:, 15].mean((1, 2))"
+        )
     )
     raise TargetError(
-        f"the model returns {describe(output)}, but a class target needs scores (N, K); give a callable that reduces the "
-        f"output to one number for each row, such as target={hint}"
+        f"the model returns {describe(output)}, but a class target needs scores (N, K); give a callable that reduces "
+        f"the output to one number for each row, such as target={hint}"
     )
 
 

@@ -34,6 +34,7 @@ class Request:
             the same ones, whatever batch it is in.
         memory: budget in bytes.
         progress: call it with steps done and their total; it may raise to cancel.
+        scored: whether `score` or `sweep` was called, so that the result explains a target.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Request:
         self._batches = batches or Batches()
         self._top: Tensor | None = None
         self._base: Tensor | None = None
-        self._scored = False
+        self.scored = False
 
     @property
     def model(self) -> nn.Module:
@@ -100,15 +101,13 @@ class Request:
             TargetError: the target does not fit the output.
             InputError: a sample's score is not finite, or rows are missing.
         """
-        self._scored = True
+        self.scored = True
         unmodified = inputs is None or (rows is None and _same_memory(inputs, self.inputs))
         x = self.inputs if inputs is None else inputs
         # A clone, since a network may begin with an in-place operation.
         return self._score(x.clone() if unmodified or x.requires_grad else x, rows, unmodified)
 
-    def sweep(
-        self, make: Callable[[int, int], Tensor], count: int, rows: Sequence[int] | Tensor
-    ) -> Tensor:
+    def sweep(self, make: Callable[[int, int], Tensor], count: int, rows: Sequence[int] | Tensor) -> Tensor:
         """Score many made inputs without gradients, in batches that fit the budget.
 
         Args:
@@ -120,7 +119,7 @@ class Request:
             (count,) scores.
         """
         picked = torch.as_tensor(rows, dtype=torch.long, device="cpu")
-        self._scored = True
+        self.scored = True
 
         def part(start: int, stop: int) -> Tensor:
             scores = self._score(make(start, stop), picked[start:stop], unmodified=False)
@@ -133,7 +132,7 @@ class Request:
             return torch.cat(self._batches.run(count, size, part))
 
     def image(self, option: ImageOption) -> Tensor:
-        """Return an image-valued option as the model takes it, (1, C, H, W): pictures are preprocessed, tensors are not.
+        """Return an image option as the model takes it, (1, C, H, W): pictures are preprocessed, tensors are not.
 
         Raises:
             InputError: a picture was given and the model has no preprocessing, or the channels differ.
@@ -149,12 +148,12 @@ class Request:
         return made
 
     def classes(self) -> Tensor | None:
-        """Return the class explained for each sample, (N,), or None where the target is no class."""
-        return self._classes(None)
+        """Return the class explained for each sample, (N,); None where the target is no class or nothing was scored."""
+        return self._classes(None) if self.scored else None
 
     def base_scores(self) -> Tensor | None:
-        """Return the scores of the unmodified samples, (N,), or None if nothing was scored; runs the model if needed."""
-        if self._base is None and self._scored:
+        """Return the scores of the unmodified samples, (N,), running the model if need be; None if none were asked."""
+        if self._base is None and self.scored:
             with torch.no_grad():
                 self.score()
         return self._base
@@ -232,8 +231,8 @@ class Technique:
 
     Attributes:
         name: lower-case words joined by hyphens, the same as its entry point's.
-        function: ``function(request, options)``: a pure function that returns a tensor, which becomes a `Heatmap`, or an
-            explanation. Its docstring's first line is the summary shown to users.
+        function: ``function(request, options)``: a pure function that returns a tensor, which becomes a `Heatmap`,
+            or an explanation. Its docstring's first line is the summary shown to users.
         options: its `Options` class.
         family: "attribution", "inspection", "behaviour", "synthesis", "texture", "style", or one of its own.
         inputs: "each" sample by itself (batched by the framework within the memory budget), "all" at once, or "none".
@@ -256,7 +255,9 @@ class Technique:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*\+*", self.name):
-            raise PluginError(f"technique name {self.name!r}: expected lower-case words joined by hyphens, as 'grad-cam'")
+            raise PluginError(
+                f"technique name {self.name!r}: expected lower-case words joined by hyphens, as 'grad-cam'"
+            )
         if not callable(self.function):
             raise PluginError(f"technique '{self.name}': its function is {self.function!r}, expected a callable")
         if not (isinstance(self.options, type) and issubclass(self.options, Options)):

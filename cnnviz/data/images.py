@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,11 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
             return _decode(file, name, empty=path.stat().st_size == 0)
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def demo_picture() -> Image.Image:
+    """Return the photograph of a cat that the demo explains (NOTICE names its source)."""
+    return open_image((files("cnnviz.data") / "pictures" / "chelsea.png").read_bytes())
 
 
 def _decode(file: io.IOBase, name: str, *, empty: bool) -> Image.Image:

@@ -62,7 +62,8 @@ def explain(
         CnnvizError: one of its subclasses; says what was got, what is expected and what to do next.
 
     Example:
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+        >>> nn = torch.nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
         >>> cnnviz.explain(net, torch.rand(2, 3, 8, 8), "saliency", target=1).values.shape
         torch.Size([2, 1, 8, 8])
     """
@@ -151,7 +152,9 @@ class Explainer:
         if takes != "none" and self._lender is None:
             raise ModelError(f"{technique} looks into a model; give one as the first argument")
         if len(names) > {"none": 0, "one": 1, "many": len(names)}[takes]:
-            raise LayerError(f"{technique} takes {'no' if takes == 'none' else takes} layer, got {', '.join(map(repr, names))}")
+            raise LayerError(
+                f"{technique} takes {'no' if takes == 'none' else takes} layer, got {', '.join(map(repr, names))}"
+            )
         for name in names:
             if not isinstance(name, str):
                 raise LayerError(f"layer: got {name!r}, expected a dotted module name (cnnviz layers lists them)")
@@ -161,25 +164,25 @@ class Explainer:
 
     def _provenance(self, call: Call, seconds: float) -> Provenance:
         samples, model = call.samples, self.model
+        ran_on = model if samples is None else samples
         modules = list(self._lender.module.modules()) if self._lender else []
-        labels = model.labels if model else None
         return Provenance(
             technique=self.technique.name,
-            distribution=self._offer and self._offer.distribution,
-            version=self._offer and self._offer.version,
+            distribution=self._offer.distribution if self._offer else None,
+            version=self._offer.version if self._offer else None,
             options=json.loads(self.options.model_dump_json()),
-            target=targets.words(call.target, labels),
+            target=call.target_words,
             layer=call.layers[0] if len(call.layers) == 1 else list(call.layers) or None,
-            model=model and model.name,
-            model_fingerprint=self._lender and self._lender.fingerprint(),
+            model=model.name if model else None,
+            model_fingerprint=self._lender.fingerprint() if self._lender else None,
             input_fingerprint=None if samples is None else fingerprint(samples),
             seed=call.seed,
             memory=self.memory,
             batch_sizes=sorted(call.batches.sizes, reverse=True),
             out_of_memory=call.batches.halvings,
             hooks_left_out=sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules),
-            device=None if samples is None and model is None else str(samples.device if samples is not None else model.device),
-            dtype=None if samples is None and model is None else str(samples.dtype if samples is not None else model.dtype),
+            device=None if ran_on is None else str(ran_on.device),
+            dtype=None if ran_on is None else str(ran_on.dtype),
             versions={"cnnviz": __version__, "torch": torch.__version__, "python": platform.python_version()},
             seconds=seconds,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -51,6 +51,7 @@ class Call:
         self.memory = memory
         self.progress = progress
         self.batches = Batches()
+        self.target_words: str | None = None
         self.layers = self._full_names(layers)
 
     @cached_property
@@ -60,7 +61,8 @@ class Call:
         Raises:
             InputError: the model cannot run on it.
         """
-        assert self.lender is not None and self.samples is not None
+        assert self.lender is not None
+        assert self.samples is not None
         try:
             return self.lender.survey(self.samples)
         except CnnvizError:
@@ -111,7 +113,7 @@ class Call:
         assert self.lender is not None
         for name, module in self.lender.module.named_modules():
             if isinstance(module, nn.Conv2d):
-                return name
+                return str(name)
         raise LayerError(f"technique '{self.technique.name}': this model has no nn.Conv2d; name a layer with layer=…")
 
     def _part(self, replica: nn.Module | None, start: int, stop: int) -> Explanation:
@@ -122,7 +124,9 @@ class Call:
             request = Request(
                 model=replica,
                 inputs=None if self.samples is None else self.samples[start:stop],
-                target=self.target[start:stop] if isinstance(self.target, Tensor) and self.samples is not None else self.target,
+                target=self.target[start:stop]
+                if isinstance(self.target, Tensor) and self.samples is not None
+                else self.target,
                 layer=layer,
                 seed=self.seed,
                 memory=self.memory,
@@ -133,6 +137,8 @@ class Call:
             )
             results.append(self._result(request))
             requests.append(request)
+        if any(request.scored for request in requests):
+            self.target_words = targets.words(self.target, self.model.labels if self.model else None)
         result = self._fused(results)
         self._step(start, stop, len(results) - 1)(1, 1)
         return self._scored(result, requests[0]) if isinstance(result, Heatmap) else result
@@ -156,13 +162,14 @@ class Call:
             return made
         if not isinstance(made, Tensor):
             raise PluginError(
-                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected a tensor or an explanation"
+                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected a tensor or an "
+                "explanation"
             )
         values = made.detach()
         if values.dim() != 4 or (self.samples is not None and len(values) != len(request.inputs)):
             raise PluginError(
-                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected (N, C, h, w), a row for "
-                "each sample"
+                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected (N, C, h, w), a row "
+                "for each sample"
             )
         wrong = int((~torch.isfinite(values)).sum())
         if wrong:
@@ -177,7 +184,9 @@ class Call:
         mode = getattr(self.options, "upsample", None)
         if self.samples is None or not all(isinstance(result, Heatmap) for result in results):
             if len(results) > 1:
-                raise PluginError(f"technique '{self.technique.name}' takes many layers, but returns no heatmaps to fuse")
+                raise PluginError(
+                    f"technique '{self.technique.name}' takes many layers, but returns no heatmaps to fuse"
+                )
             return results[0]
         size = tuple(self.samples.shape[2:])
         maps = [result.values for result in results if isinstance(result, Heatmap)]
@@ -188,30 +197,28 @@ class Call:
         if len({values.shape for values in maps}) > 1:
             raise OptionError(
                 f"technique '{self.technique.name}': upsample=None leaves the layers' maps at different sizes "
-                f"({', '.join(str(tuple(values.shape[1:])) for values in maps)}); give upsample='bilinear', or one layer"
+                f"({', '.join(str(tuple(values.shape[1:])) for values in maps)}); give upsample='bilinear', or one "
+                "layer"
             )
         values = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
         assert isinstance(results[0], Heatmap)
         return replace(results[0], values=values)
 
     def _scored(self, heatmap: Heatmap, request: Request) -> Heatmap:
-        scores = request.base_scores()
+        """Add what was scored; a technique that ran no score, such as `activations`, explains no target."""
+        scores, classes = request.base_scores(), request.classes()
+        told = self.technique.name + (f" at {', '.join(self.layers)}" if self.layers else "")
         if scores is None:
-            return heatmap
-        classes = request.classes()
-        return replace(heatmap, scores=scores, target=classes, captions=self._captions(scores, classes))
-
-    def _captions(self, scores: Tensor, classes: Tensor | None) -> tuple[str, ...]:
-        where = f" at {', '.join(self.layers)}" if self.layers else ""
-        words = targets.words(self.target, None)
-        told = []
-        for row, score in enumerate(scores.tolist()):
-            what = words if classes is None else self._label(int(classes[row]))
-            told.append(f"{self.technique.name}{where}: {what}, score {score:.4g}")
-        return tuple(told)
+            captions = (told,) * len(heatmap.values)
+            return replace(heatmap, captions=heatmap.captions or captions)
+        what = [str(self.target_words)] * len(scores) if classes is None else [self._label(int(i)) for i in classes]
+        captions = tuple(
+            f"{told}: {word}, score {score:.4g}" for word, score in zip(what, scores.tolist(), strict=True)
+        )
+        return replace(heatmap, scores=scores, target=classes, captions=heatmap.captions or captions)
 
     def _label(self, index: int) -> str:
-        return self.model.label(index) if self.model is not None else f"class {index}"
+        return f"class {index}" if self.model is None else self.model.label(index)
 
 
 def _resized(values: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
@@ -246,8 +253,8 @@ def _merged(parts: list[Explanation], technique: str) -> Explanation:
             captions=captions,
         )
     raise PluginError(
-        f"technique '{technique}' is declared inputs=\"each\" but returns {type(parts[0]).__name__}, which cannot be put "
-        'together from batches; declare it inputs="all"'
+        f"technique '{technique}' is declared inputs='each' but returns {type(parts[0]).__name__}, which cannot be put "
+        "together from batches; declare it inputs='all'"
     )
 
 

@@ -37,7 +37,9 @@ def _checked(inputs: Tensor, model: Model | None) -> Tensor:
         hint = "; add the batch dimension with inputs[None]" if inputs.dim() == 3 else ""
         raise InputError(f"{got}, expected float (N, C, H, W) as the model takes it{hint}")
     if not inputs.is_floating_point():
-        raise InputError(f"{got}, expected floating point as the model takes it; convert it and normalise as in training")
+        raise InputError(
+            f"{got}, expected floating point as the model takes it; convert it and normalise as in training"
+        )
     if inputs.numel() == 0:
         raise InputError(f"{got}, expected at least one sample with at least one pixel")
     if model is None or next(model.module.parameters(), None) is None:

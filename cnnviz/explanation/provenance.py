@@ -65,5 +65,7 @@ class Provenance:
         """
         unknown = values.keys() - {f.name for f in fields(cls)}
         if unknown or "technique" not in values:
-            raise SaveError(f"provenance has unknown fields {sorted(unknown)} or no technique; written by a newer cnnviz?")
+            raise SaveError(
+                f"provenance has unknown fields {sorted(unknown)} or no technique; written by a newer cnnviz?"
+            )
         return cls(**values)

@@ -32,7 +32,9 @@ def save(explanation: Explanation, folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise SaveError(f"'{folder}' cannot be written ({error.strerror}); give a folder that you may write to") from error
+        raise SaveError(
+            f"'{folder}' cannot be written ({error.strerror}); give a folder that you may write to"
+        ) from error
     new, old = scratch / "new", scratch / "old"
     try:
         new.mkdir()
@@ -93,12 +95,14 @@ def load(folder: str | Path) -> Explanation:
     try:
         if sidecar["format"] != FORMAT or sidecar["kind"] not in Explanation.kinds:
             told = f"format {sidecar['format']}, kind {sidecar['kind']}"
-            raise SaveError(f"'{folder}' was written by another version of cnnviz ({told}); this one reads format {FORMAT}")
+            raise SaveError(
+                f"'{folder}' was written by another version of cnnviz ({told}); this one reads format {FORMAT}"
+            )
         if hashlib.sha256(raw).hexdigest() != sidecar["sha256"][TENSORS]:
             raise SaveError(f"'{place / TENSORS}' is damaged: its SHA-256 is not the one in {SIDECAR}; save it again")
-        provenance = sidecar["provenance"] and Provenance.from_json(sidecar["provenance"])
-        plain = {name: tuple(value) for name, value in sidecar["fields"].items()}
-        tensors = load_file(place / TENSORS)
-        return Explanation.kinds[sidecar["kind"]](**tensors, **plain, provenance=provenance)
+        fields: dict[str, Any] = {name: tuple(value) for name, value in sidecar["fields"].items()}
+        fields |= load_file(place / TENSORS)
+        fields["provenance"] = sidecar["provenance"] and Provenance.from_json(sidecar["provenance"])
+        return Explanation.kinds[sidecar["kind"]](**fields)
     except (KeyError, TypeError, SafetensorError) as error:
         raise SaveError(f"the explanation in '{folder}' is damaged: {error!r}") from error

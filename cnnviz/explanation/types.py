@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ _SHOWN = 16
 _CHANNELS_SHOWN = 64
 _LARGE = 96  # pixels; a smaller picture is shown in a grid
 _TILE = 48
+_TILES_SHOWN = 1024
 _MAP = 800
 
 Panel = tuple[Image.Image, str, "render.Scale | None"]
@@ -91,10 +92,14 @@ class Explanation(ABC):
         return save(self, Path(folder))
 
     def _repr_html_(self) -> str:
-        return '<div style="display:flex;flex-wrap:wrap;gap:8px">' + "".join(
-            f'<img alt="{escape(self.kind)}" style="max-width:100%" src="data:image/png;base64,{_png(image)}">'
-            for image in self.draw(_SHOWN)
-        ) + "</div>"
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:8px">'
+            + "".join(
+                f'<img alt="{escape(self.kind)}" style="max-width:100%" src="data:image/png;base64,{_png(image)}">'
+                for image in self.draw(_SHOWN)
+            )
+            + "</div>"
+        )
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.tensors().items())
@@ -128,7 +133,7 @@ class Heatmap(Explanation):
         if len(values) == 3 and scale.signed:
             coloured = render.to_pil(scale.unit(values))
             before: list[Panel] = [] if picture is None else [(render.to_pil(picture), caption, None)]
-            return [*before, (coloured, caption, None)]
+            return [*before, (coloured, caption, replace(scale, grey=True))]
         tiles = [Image.fromarray(render.colour(channel, scale)) for channel in values[:_CHANNELS_SHOWN]]
         shown = f", channels 0 to {len(tiles) - 1} of {len(values)}" if len(values) > len(tiles) else ""
         return [(render.grid(tiles, tile=max(48, tiles[0].height)), caption + shown, scale)]
@@ -161,14 +166,15 @@ class Gallery(Explanation):
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:
         """Return small pictures in one grid, large ones each by itself with its caption."""
-        tiles = [render.to_pil(image) for image in self.images[:limit]]
-        if not tiles:
+        if len(self.images) == 0:
             return []
-        if max(tiles[0].size) >= _LARGE:
+        if max(self.images.shape[-2:]) >= _LARGE:
+            tiles = [render.to_pil(image) for image in self.images[:limit]]
             return [[(tile, self.captions[i] if i < len(self.captions) else "", None)] for i, tile in enumerate(tiles)]
+        tiles = [render.to_pil(image) for image in self.images[:_TILES_SHOWN]]
         more = f" (first {len(tiles)} of {len(self.images)})" if len(tiles) < len(self.images) else ""
         caption = self.captions[0] + more if self.captions else more.strip()
-        return [[(render.grid(tiles, tile=max(_TILE, *tiles[0].size)), caption, None)]]
+        return [[(render.grid(tiles, tile=_TILE), caption, None)]]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -183,7 +189,7 @@ class Projection(Explanation):
     points: Tensor
     items: tuple[str, ...] = ()
 
-    def panels(self, limit: int | None = None) -> list[list[Panel]]:
+    def panels(self, limit: int | None = None) -> list[list[Panel]]:  # noqa: ARG002  # it is always one
         """Return one map: thumbnails at their points, or dots where there are none."""
         points = self.points.detach().float().cpu()
         low, high = points.amin(0), points.amax(0)
@@ -192,7 +198,9 @@ class Projection(Explanation):
         for i in reversed(range(len(places))):
             x, y = int(places[i, 0] * _MAP), int((1 - places[i, 1]) * _MAP)
             if self.pictures is None:
-                canvas.paste((40, 90, 160), (x + _TILE // 2 - 2, y + _TILE // 2 - 2, x + _TILE // 2 + 3, y + _TILE // 2 + 3))
+                canvas.paste(
+                    (40, 90, 160), (x + _TILE // 2 - 2, y + _TILE // 2 - 2, x + _TILE // 2 + 3, y + _TILE // 2 + 3)
+                )
             else:
                 canvas.paste(render.grid([render.to_pil(self.pictures[i])], tile=_TILE), (x, y))
         return [[(canvas, self.captions[0] if self.captions else "", None)]]

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import LayerError, nearest
 from .replica import unwrap
@@ -38,7 +39,7 @@ def find_module(model: nn.Module, layer: str) -> nn.Module:
         LayerError: there is none; says which names are nearest.
     """
     name = LayerName.parse(layer).module
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules or not name:
         kind = type(model).__name__
         known = nearest(name, (known for known in modules if known))
@@ -144,7 +145,7 @@ def capture(
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
         handles = [model.register_forward_pre_hook(watch.root, with_kwargs=True)]
-        stack.callback(lambda: [handle.remove() for handle in handles])
+        stack.callback(_remove, handles)
         for name, module in modules.items():
             if side == "input":
                 handles.append(module.register_forward_pre_hook(watch.before(name)))
@@ -155,6 +156,11 @@ def capture(
         except _AllSeenError:
             return
         _ = watch.captured.values  # never called is an error
+
+
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 class _Watch:
@@ -177,10 +183,14 @@ class _Watch:
             counts = count_calls(module, args, kwargs) if any(n.call is None for n in self.names.values()) else {}
             # A layer named without its call is seen only at the last one; where that is not known, all must run.
             known = all(name.call is not None or name.module in counts for name in self.names.values())
-            self.waiting = {
-                text: name.call if name.call is not None else counts[name.module] - 1
-                for text, name in self.names.items()
-            } if known else None
+            self.waiting = (
+                {
+                    text: name.call if name.call is not None else counts[name.module] - 1
+                    for text, name in self.names.items()
+                }
+                if known
+                else None
+            )
         return torch.utils._pytree.tree_map(_usable, (args, kwargs)) if self.grad else None
 
     def before(self, name: str) -> Callable[..., Any]:

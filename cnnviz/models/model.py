@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .preprocess import Preprocess
-from .replica import unwrap
+from .replica import replicate, unwrap
 from .state import digest
 
 
@@ -80,8 +80,8 @@ class Model:
         """
         if self.preprocess is None:
             raise InputError(
-                f"{self.name} has no preprocessing, so that pictures cannot be fed to it; give a tensor (N, C, H, W), or "
-                "wrap it: cnnviz.load_model(module, preprocess=cnnviz.Preprocess(…))"
+                f"{self.name} has no preprocessing, so that pictures cannot be fed to it; give a tensor (N, C, H, W), "
+                "or wrap it: cnnviz.load_model(module, preprocess=cnnviz.Preprocess(…))"
             )
         rows = [self.preprocess(image) for image in images]
         sizes = {tuple(row.shape) for row in rows}
@@ -95,3 +95,13 @@ class Model:
     def label(self, index: int) -> str:
         """Return the name of a class, or ``class 281`` where names are not known."""
         return self.labels[index] if self.labels is not None and index < len(self.labels) else f"class {index}"
+
+    def predict(self, inputs: Tensor, *, k: int = 5) -> list[list[tuple[str, float]]]:
+        """Return for each input the `k` most probable classes with their probability; [] where it gives no classes."""
+        with torch.no_grad():
+            output = replicate(self.module)(inputs.clone())
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            return [[] for _ in range(len(inputs))]
+        found = output.float().softmax(1).topk(min(k, output.shape[1]), dim=1)
+        rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [[(self.label(i), p) for i, p in zip(indices, values, strict=True)] for indices, values in rows]

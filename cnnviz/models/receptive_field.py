@@ -40,9 +40,7 @@ class ReceptiveField:
         if self.stride != other.stride:
             return None
         start = [min(a, b) for a, b in zip(self.start, other.start, strict=True)]
-        stop = [
-            max(self.start[i] + self.size[i], other.start[i] + other.size[i]) for i in (0, 1)
-        ]
+        stop = [max(self.start[i] + self.size[i], other.start[i] + other.size[i]) for i in (0, 1)]
         return ReceptiveField((stop[0] - start[0], stop[1] - start[1]), self.stride, (start[0], start[1]))
 
 
@@ -84,13 +82,14 @@ class FieldTracker(TorchFunctionMode):
     ) -> Any:
         """Run `func` and note what its result sees."""
         kwargs = kwargs or {}
-        name = function_name(func)
-        sources = [self._seen[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._seen]
-        shape = next((t.shape for t in _tensors((args, kwargs)) if id(t) in self._seen), None)
+        tracked = [tensor for tensor in _tensors((args, kwargs)) if id(tensor) in self._seen]
+        sources = [self._seen[id(tensor)] for tensor in tracked]
+        shape = tuple(tracked[0].shape) if tracked else ()
         result = func(*args, **kwargs)
         outputs = _tensors(result)
         if sources and outputs:
-            seen = _rule(name, args, kwargs, sources, shape, outputs[0])
+            op = _Op(function_name(func), sources[0], args, kwargs, shape, tuple(outputs[0].shape))
+            seen = _rule(op, sources)
             for tensor in outputs:
                 self._note(tensor, seen)
         return result
@@ -115,127 +114,145 @@ def _pair(value: Any) -> Pair:
     return (int(value[0]), int(value[-1]))
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str, default: Any) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
+@dataclass(frozen=True)
+class _Op:
+    """A call of a torch function: its first tracked input, its arguments, and the shapes that went in and came out."""
+
+    name: str
+    seen: _Seen
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+    output: tuple[int, ...]
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    def pair(self, place: int, name: str, default: int) -> Pair:
+        return _pair(self.argument(place, name, default))
+
+    @property
+    def field(self) -> ReceptiveField:
+        """The field of what came in, which is a map (N, C, h, w)."""
+        assert self.seen.field is not None
+        return self.seen.field
 
 
 _POINTWISE = frozenset(
     """relu relu6 leaky_relu prelu rrelu elu selu celu silu gelu mish softplus softsign hardswish hardsigmoid hardtanh
     sigmoid tanh logsigmoid threshold _threshold clamp clamp_min clamp_max clip abs neg exp log sqrt rsqrt pow square
     erf add sub subtract rsub mul multiply div divide true_divide maximum minimum where addcmul batch_norm dropout
-    dropout1d dropout2d alpha_dropout feature_dropout feature_alpha_dropout contiguous clone detach detach_ to float
-    half double bfloat16 type_as requires_grad_ lerp cat concat concatenate expand_as stochastic_depth copy_ identity
-    __radd__ __rmul__ __rsub__ __add__ __mul__ __sub__ __truediv__ __iadd__ __imul__ __isub__""".split()
+    dropout1d dropout2d alpha_dropout feature_dropout feature_alpha_dropout contiguous clone detach to float half
+    double bfloat16 type_as requires_grad lerp cat concat concatenate stochastic_depth
+    __radd__ __rmul__ __rsub__""".split()  # noqa: SIM905  # a list of words reads better than a list of strings
 )
 
 
-def _rule(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], sources: list[_Seen], shape: Any, output: Tensor
-) -> _Seen:
-    first = sources[0]
-    if any(seen.field is None or seen.axes != first.axes for seen in sources) or first.field is None:
+def _rule(op: _Op, sources: list[_Seen]) -> _Seen:
+    if any(seen.field is None or seen.axes != op.seen.axes for seen in sources):
         return _WHOLE
-    base = name.rstrip("_") if not name.endswith("__") else name
-    if base in _POINTWISE or name in _POINTWISE:
-        return _joined(name, args, kwargs, sources)
-    rule = _RULES.get(base)
-    return rule(first, args, kwargs, tuple(shape), tuple(output.shape)) if rule else _WHOLE
+    name = op.name if op.name.endswith("__") else op.name.rstrip("_")
+    if name in _POINTWISE or op.name in _POINTWISE:
+        return _joined(op, sources)
+    rule = _RULES.get(name)
+    return rule(op) if rule else _WHOLE
 
 
-def _joined(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], sources: list[_Seen]) -> _Seen:
-    if name in ("cat", "concat", "concatenate") and _argument(args, kwargs, 1, "dim", 0) in sources[0].axes:
+def _joined(op: _Op, sources: list[_Seen]) -> _Seen:
+    if op.name in {"cat", "concat", "concatenate"} and op.argument(1, "dim", 0) % len(op.shape) in op.seen.axes:
         return _WHOLE
-    field = sources[0].field
+    field = op.seen.field
     for seen in sources[1:]:
         field = field and seen.field and field.joined(seen.field)
-    return _Seen(field, sources[0].axes)
+    return _Seen(field, op.seen.axes)
 
 
-def _conv(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    if seen.axes != (2, 3) or seen.field is None:
+def _conv(op: _Op) -> _Seen:
+    if op.seen.axes != (2, 3):
         return _WHOLE
-    weight = _argument(args, kwargs, 1, "weight", None)
-    kernel = (weight.shape[2], weight.shape[3])
-    stride, dilation = (_pair(_argument(args, kwargs, at, key, 1)) for at, key in ((3, "stride"), (5, "dilation")))
-    padding = _argument(args, kwargs, 4, "padding", 0)
+    kernel = _pair(op.argument(1, "weight").shape[2:])
+    stride, dilation = op.pair(3, "stride", 1), op.pair(5, "dilation", 1)
+    padding = op.argument(4, "padding", 0)
     if padding == "same":
-        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+        padding = (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
     elif padding == "valid":
         padding = 0
-    return _Seen(seen.field.slid(kernel, stride, _pair(padding), dilation))
+    return _Seen(op.field.slid(kernel, stride, _pair(padding), dilation))
 
 
-def _pool(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], dilation: Any) -> _Seen:
-    if seen.axes != (2, 3) or seen.field is None:
+def _pool(op: _Op, dilation: Pair) -> _Seen:
+    if op.seen.axes != (2, 3):
         return _WHOLE
-    kernel = _pair(_argument(args, kwargs, 1, "kernel_size", None))
-    stride = _argument(args, kwargs, 2, "stride", None)
-    padding = _pair(_argument(args, kwargs, 3, "padding", 0))
-    return _Seen(seen.field.slid(kernel, _pair(stride) if stride else kernel, padding, _pair(dilation)))
+    kernel = op.pair(1, "kernel_size", 1)
+    stride = op.argument(2, "stride")
+    return _Seen(op.field.slid(kernel, _pair(stride) if stride else kernel, op.pair(3, "padding", 0), dilation))
 
 
-def _max_pool(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    return _pool(seen, args, kwargs, _argument(args, kwargs, 4, "dilation", 1))
+def _max_pool(op: _Op) -> _Seen:
+    return _pool(op, op.pair(4, "dilation", 1))
 
 
-def _avg_pool(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    return _pool(seen, args, kwargs, 1)
+def _avg_pool(op: _Op) -> _Seen:
+    return _pool(op, (1, 1))
 
 
-def _pad(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    amounts = [*_argument(args, kwargs, 1, "pad", ()), 0, 0, 0, 0]
-    if seen.axes != (2, 3) or seen.field is None or any(amounts[8:]):
+def _pad(op: _Op) -> _Seen:
+    amounts: list[int] = [*op.argument(1, "pad", ()), 0, 0, 0, 0]
+    if op.seen.axes != (2, 3) or any(amounts[4:]):
         return _WHOLE
-    return _Seen(seen.field.slid((1, 1), (1, 1), (amounts[2], amounts[0]), (1, 1)))
+    return _Seen(op.field.slid((1, 1), (1, 1), (amounts[2], amounts[0]), (1, 1)))
 
 
-def _same_place(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
+def _same_place(op: _Op) -> _Seen:
     """Keep the field of an operation over channels only: spatial extent and its dimensions stay as they are."""
-    kept = len(shape) == len(output) and all(shape[axis] == output[axis] for axis in seen.axes)
-    return seen if kept else _WHOLE
+    kept = len(op.shape) == len(op.output) and all(op.shape[axis] == op.output[axis] for axis in op.seen.axes)
+    return op.seen if kept else _WHOLE
 
 
-def _last_axis(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    over = len(_argument(args, kwargs, 1, "normalized_shape", (0,))) if "normalized_shape" in kwargs else 1
-    if isinstance(_argument(args, kwargs, 1, "", None), (tuple, list, torch.Size)):
-        over = len(args[1])
-    return _WHOLE if any(axis >= len(shape) - over for axis in seen.axes) else seen
+def _linear(op: _Op) -> _Seen:
+    return _WHOLE if len(op.shape) - 1 in op.seen.axes else op.seen
 
 
-def _permute(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    dims = _argument(args, kwargs, 1, "dims", ())
-    order = [d % len(shape) for d in (dims if isinstance(dims, (tuple, list)) else args[1:])]
-    return _Seen(seen.field, (order.index(seen.axes[0]), order.index(seen.axes[1])))
+def _layer_norm(op: _Op) -> _Seen:
+    first = len(op.shape) - len(op.argument(1, "normalized_shape"))
+    return _WHOLE if max(op.seen.axes) >= first else op.seen
 
 
-def _transpose(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
-    a, b = (_argument(args, kwargs, at, key, 0) % len(shape) for at, key in ((1, "dim0"), (2, "dim1")))
+def _permute(op: _Op) -> _Seen:
+    dims = op.argument(1, "dims")
+    order = [d % len(op.shape) for d in (dims if isinstance(dims, (tuple, list)) else op.args[1:])]
+    return _Seen(op.seen.field, (order.index(op.seen.axes[0]), order.index(op.seen.axes[1])))
+
+
+def _transpose(op: _Op) -> _Seen:
+    a, b = op.argument(1, "dim0") % len(op.shape), op.argument(2, "dim1") % len(op.shape)
     swap = {a: b, b: a}
-    return _Seen(seen.field, (swap.get(seen.axes[0], seen.axes[0]), swap.get(seen.axes[1], seen.axes[1])))
+    rows, columns = op.seen.axes
+    return _Seen(op.seen.field, (swap.get(rows, rows), swap.get(columns, columns)))
 
 
-def _reshape(seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any, output: Any) -> _Seen:
+def _reshape(op: _Op) -> _Seen:
     """Follow a reshaping of channels only, as in a channel shuffle."""
-    last = len(shape) - 2, len(shape) - 1
-    kept = seen.axes == last and len(output) > 2 and shape[-2:] == output[-2:] and shape[0] == output[0]
-    return _Seen(seen.field, (len(output) - 2, len(output) - 1)) if kept else _WHOLE
+    last = (len(op.shape) - 2, len(op.shape) - 1)
+    kept = len(op.output) > 2 and op.shape[-2:] == op.output[-2:] and op.shape[0] == op.output[0]
+    return _Seen(op.seen.field, (len(op.output) - 2, len(op.output) - 1)) if kept and op.seen.axes == last else _WHOLE
 
 
-_RULES: dict[str, Callable[[_Seen, tuple[Any, ...], dict[str, Any], Any, Any], _Seen]] = {
+_RULES: dict[str, Callable[[_Op], _Seen]] = {
     "conv2d": _conv,
     "max_pool2d": _max_pool,
     "max_pool2d_with_indices": _max_pool,
     "avg_pool2d": _avg_pool,
     "pad": _pad,
-    "linear": _last_axis,
-    "layer_norm": _last_axis,
+    "linear": _linear,
+    "layer_norm": _layer_norm,
     "permute": _permute,
+    "transpose": _transpose,
+    "view": _reshape,
+    "reshape": _reshape,
     "adaptive_avg_pool2d": _same_place,
     "adaptive_max_pool2d": _same_place,
     "chunk": _same_place,
     "split": _same_place,
     "narrow": _same_place,
-    "transpose": _transpose,
-    "view": _reshape,
-    "reshape": _reshape,
 }

@@ -16,7 +16,9 @@ from .receptive_field import function_name
 
 Rule = Literal["deconvnet", "guided"]
 
-_SMOOTH = frozenset(("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "hardswish", "softplus"))
+_SMOOTH = frozenset(
+    ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "hardswish", "softplus")
+)
 _AT_ZERO = {  # functions that rectify only with some arguments: those whose lower bound is 0
     "hardtanh": ("min_val", 1, -1.0),
     "clamp": ("min", 1, None),
@@ -60,8 +62,8 @@ def relu_rule(rule: Rule) -> Iterator[None]:
         yield
     if mode.hits == 0:
         raise ModelError(
-            f"the {rule} rule met no ReLU or other rectifier on a path with gradients, so that the plain gradient would "
-            "come out under another name; use saliency for this model, or start the gradient before a ReLU"
+            f"the {rule} rule met no ReLU or other rectifier on a path with gradients, so that the plain gradient "
+            "would come out under another name; use saliency for this model, or start the gradient before a ReLU"
         )
 
 
@@ -80,7 +82,7 @@ class _RuleMode(TorchFunctionMode):
         name = name.rstrip("_")
         if not _rectifies(name, args, kwargs):
             return func(*args, **kwargs)
-        x, plain = _split(name, func, args, kwargs)
+        x, plain = _split(name, args, kwargs)
         if not (x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
         self.hits += 1
@@ -92,7 +94,15 @@ class _RuleMode(TorchFunctionMode):
 
 def _inplace_by_position(name: str, args: tuple[Any, ...]) -> bool:
     place = {"relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "selu": 1}.get(name)
-    place = place or {"leaky_relu": 2, "elu": 2, "celu": 2, "hardtanh": 3, "threshold": 3, "_threshold": 3, "rrelu": 4}.get(name)
+    place = place or {
+        "leaky_relu": 2,
+        "elu": 2,
+        "celu": 2,
+        "hardtanh": 3,
+        "threshold": 3,
+        "_threshold": 3,
+        "rrelu": 4,
+    }.get(name)
     return place is not None and len(args) > place and args[place] is True
 
 
@@ -114,16 +124,14 @@ def _is_zero(bound: Any) -> bool:
     return isinstance(bound, (int, float)) and bound == 0
 
 
-def _split(
-    name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _split(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return the rectifier's input, and the rectifier as a function of it alone that changes nothing in place."""
     keywords = {key: value for key, value in kwargs.items() if key not in ("inplace", "input", "out")}
     if name == "maximum":
         first, second = (*args, *(kwargs[key] for key in ("input", "other") if key in kwargs))[:2]
         x, bound = (second, first) if _is_zero(first) else (first, second)
         return x, lambda value: torch.maximum(value, bound)
-    x, *rest = args if args else (kwargs["input"],)
+    x, *rest = args or (kwargs["input"],)
     pure = _PURE[name]
     if _inplace_by_position(name, args):
         rest = [item for item in rest if item is not True]

@@ -80,7 +80,7 @@ def _refuse(name: str, module: nn.Module) -> None:
             "wrap it in a class that defines forward"
         )
     for key, parameter in module._parameters.items():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        if isinstance(parameter, nn.UninitializedParameter):
             raise ModelError(f"parameter '{key}' of '{name}' has no shape yet; run the model once on an example input")
         if parameter is not None and parameter.is_inference():
             raise ModelError(
@@ -98,19 +98,20 @@ class _Copier:
 
     def fill(self, twin: nn.Module, module: nn.Module) -> None:
         for key, value in module.__dict__.items():
-            if key == "training":
-                value = False
-            elif key in _HOOK_TABLES:
-                value = OrderedDict((i, self.copy(hook)) for i, hook in value.items() if _computes_weights(hook))
-            elif key in _CALLED_ALWAYS:
-                value = OrderedDict()
-            elif key == "_compiled_call_impl":
-                value = None
-            elif key == "_modules":
-                value = {name: child and self.memo[id(child)] for name, child in value.items()}
-            else:
-                value = self.copy(value)
-            twin.__dict__[key] = value
+            twin.__dict__[key] = self._attribute(key, value)
+
+    def _attribute(self, key: str, value: Any) -> Any:
+        if key == "training":
+            return False
+        if key in _HOOK_TABLES:
+            return OrderedDict((i, self.copy(hook)) for i, hook in value.items() if _computes_weights(hook))
+        if key in _CALLED_ALWAYS:
+            return OrderedDict()
+        if key == "_compiled_call_impl":
+            return None
+        if key == "_modules":
+            return {name: None if child is None else self.memo[id(child)] for name, child in value.items()}
+        return self.copy(value)
 
     def copy(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -134,7 +135,7 @@ class _Copier:
             case _:
                 try:
                     made = copy.deepcopy(value, self.memo)
-                except Exception:  # a lock, a generator, a file: shared, as it cannot be copied
+                except Exception:  # noqa: BLE001  # a lock, a generator, a file: shared, as it cannot be copied
                     return value
         self.memo[id(value)] = made
         return made

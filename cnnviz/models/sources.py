@@ -81,7 +81,9 @@ def _embedded() -> Model:
         _fill(module, path, EMBEDDED)
     preprocess = Preprocess(resize=256, crop=(224, 224), mean=_IMAGENET[0], std=_IMAGENET[1])
     labels = tuple(MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"])
-    return Model(module, EMBEDDED, preprocess, labels, (224, 224), "embedded (torchvision IMAGENET1K_V1, half precision)")
+    return Model(
+        module, EMBEDDED, preprocess, labels, (224, 224), "embedded (torchvision IMAGENET1K_V1, half precision)"
+    )
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -93,11 +95,11 @@ def _torchvision(name: str, weights: str | Path | None) -> Model:
     known = models.list_models()
     if name not in known:
         raise ModelError(
-            f"no model '{name}' in torchvision{nearest(name, known)}; timm's are 'timm:NAME', your own 'module:function', "
-            "and none at all gives the embedded MobileNetV2"
+            f"no model '{name}' in torchvision{nearest(name, known)}; timm's are 'timm:NAME', your own "
+            "'module:function', and none at all gives the embedded MobileNetV2"
         )
     default = models.get_model_weights(name)
-    entry = default.DEFAULT if hasattr(default, "DEFAULT") else None  # type: ignore[attr-defined]  # an enum's alias
+    entry = getattr(default, "DEFAULT", None)
     # These two warn until they are told whether to draw their (slow) initial weights.
     extra = {"init_weights": weights is None} if name in ("googlenet", "inception_v3") else {}
     try:
@@ -166,7 +168,7 @@ def _timm(name: str, weights: str | Path | None) -> Model:
         ) from error
     if weights is not None and str(weights) != "DEFAULT":
         _fill(module, Path(weights), name)
-    config = timm.data.resolve_model_data_config(module)
+    config: dict[str, Any] = timm.data.config.resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
     preprocess = Preprocess(
         resize=int(height / config["crop_pct"]),
@@ -177,7 +179,7 @@ def _timm(name: str, weights: str | Path | None) -> Model:
     )
     labels: tuple[str, ...] | None = None
     if weights is not None and module.num_classes == 1000:
-        info = timm.data.ImageNetInfo("imagenet-1k")
+        info = timm.data.imagenet_info.ImageNetInfo("imagenet-1k")
         labels = tuple(info.index_to_description(i).split(",")[0] for i in range(1000))
     return Model(module, f"timm:{name}", preprocess, labels, source=f"timm {timm.__version__}, " + _told(weights))
 

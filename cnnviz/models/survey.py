@@ -115,11 +115,11 @@ def count_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         return {}
 
 
-class _Bytes(TorchDispatchMode):
+class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Adds up what operations read and write, and notices random numbers."""
 
     def __init__(self, weights: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weights = weights  # do not grow with the batch
         self.largest = self.working = self.kept = 0
         self.draws = False

@@ -26,15 +26,20 @@ def _table(name: str) -> Pixels:
     return (numpy.asarray(lut) * 255).round().astype(numpy.uint8)
 
 
+def palette(scale: Scale) -> str:
+    """Return the name of the colour map that a scale is shown in."""
+    return "gray" if scale.grey else DIVERGING if scale.signed else SEQUENTIAL
+
+
 def colour(values: Tensor, scale: Scale) -> Pixels:
     """Return the colours of a map: (h, w) values to (h, w, 3) uint8."""
     places = (scale.unit(values) * 255).round().byte().cpu().numpy()
-    picked: Pixels = _table(DIVERGING if scale.signed else SEQUENTIAL)[places]
+    picked: Pixels = _table(palette(scale))[places]
     return picked
 
 
 def colour_bar(scale: Scale, width: int, height: int) -> Image.Image:
     """Return the scale as a horizontal strip of colours."""
     ramp = numpy.linspace(0, 255, width).round().astype(numpy.uint8)
-    strip = _table(DIVERGING if scale.signed else SEQUENTIAL)[ramp]
+    strip = _table(palette(scale))[ramp]
     return Image.fromarray(numpy.repeat(strip[None], height, axis=0))

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import CnnvizError
-from .colour import DIVERGING, SEQUENTIAL, colour_bar
+from .colour import colour_bar, palette
 from .normalise import Scale
 
 _MARGIN = 10
@@ -83,7 +83,7 @@ def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -
         axes.set_title(title, fontsize=9, wrap=True)
         axes.set_axis_off()
         if scale:
-            colours = cmap.Colormap(DIVERGING if scale.signed else SEQUENTIAL).to_mpl()
+            colours = cmap.Colormap(palette(scale)).to_mpl()
             shown = ScalarMappable(Normalize(scale.low, scale.high), colours)
             figure.colorbar(shown, ax=axes, orientation="horizontal", fraction=0.05, pad=0.02)
     return figure

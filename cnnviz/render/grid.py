@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from PIL import Image
 
 
-def grid(images: Sequence[Image.Image], *, columns: int | None = None, tile: int | None = None, gap: int = 2) -> Image.Image:
+def grid(
+    images: Sequence[Image.Image], *, columns: int | None = None, tile: int | None = None, gap: int = 2
+) -> Image.Image:
     """Arrange pictures row by row on white.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -17,11 +16,13 @@ class Scale:
         low: value of the first colour: 0 for an unsigned map, -high for a signed one.
         high: value of the last colour.
         signed: whether 0 is the middle of a diverging colour map.
+        grey: whether the picture shows each of three channels in its own colour, with 0 as grey.
     """
 
     low: float
     high: float
     signed: bool
+    grey: bool = False
 
     @classmethod
     def of(cls, values: Tensor, *, signed: bool | None = None, quantile: float = 0.995) -> Scale:

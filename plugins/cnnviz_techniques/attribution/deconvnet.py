@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from cnnviz import Options, Request, Technique, hookimpl, relu_rule
 from torch import Tensor
+
+from cnnviz import Options, Request, Technique, hookimpl, relu_rule
 
 
 class DeconvnetOptions(Options):
@@ -16,6 +17,9 @@ def deconvnet(request: Request, options: DeconvnetOptions) -> Tensor:
 
     Signed, (N, C, H, W) -> (N, C, H, W); max pooling passes through its switches. For a class, a channel or one neuron
     of any layer. Zeiler & Fergus 2014, section 2.1.
+
+    The image has a say through max pooling's switches alone: a network without max pooling (MobileNet, EfficientNet)
+    shows nearly the same pattern for every image (Springenberg 2015, section 4).
     """
     x = request.inputs.detach().requires_grad_()
     with relu_rule("deconvnet"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from cnnviz import Field, LayerError, Options, Request, Technique, capture, hookimpl
 from torch import Tensor
+
+from cnnviz import Field, LayerError, Options, Request, Technique, capture, hookimpl
 
 
 class GradCamOptions(Options):

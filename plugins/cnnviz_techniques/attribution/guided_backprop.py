@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from cnnviz import Options, Request, Technique, hookimpl, relu_rule
 from torch import Tensor
+
+from cnnviz import Options, Request, Technique, hookimpl, relu_rule
 
 
 class GuidedBackpropOptions(Options):

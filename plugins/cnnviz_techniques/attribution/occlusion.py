@@ -6,9 +6,10 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from cnnviz import Field, ImageOption, InputError, OptionError, Options, Pair, Request, Technique, hookimpl
 from pydantic import BeforeValidator
 from torch import Tensor
+
+from cnnviz import Field, ImageOption, InputError, OptionError, Options, Pair, Request, Technique, hookimpl
 
 
 def _number_or_numbers(value: Any) -> Any:

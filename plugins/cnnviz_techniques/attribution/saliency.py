@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from cnnviz import Field, Options, Request, Technique, hookimpl
 from torch import Tensor
+
+from cnnviz import Field, Options, Request, Technique, hookimpl
 
 
 class SaliencyOptions(Options):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from cnnviz import LayerError, Options, Request, Technique, capture, hookimpl
 from torch import Tensor
+
+from cnnviz import LayerError, Options, Request, Technique, capture, hookimpl
 
 
 class ActivationsOptions(Options):

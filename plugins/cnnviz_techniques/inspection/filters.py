@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from cnnviz import Field, Gallery, LayerError, Options, Request, Technique, hookimpl
 from torch import Tensor, nn
+
+from cnnviz import Field, Gallery, LayerError, Options, Request, Technique, hookimpl
 
 
 class FiltersOptions(Options):

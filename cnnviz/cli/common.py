@@ -1,0 +1,120 @@
+"""What several commands share: choosing a model, reading a target, progress, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..errors import ModelError, TargetError
+from ..models import Model, load_model
+from ..targets import Channel, Neuron, channel, neuron
+from ..technique import Progress as Step
+
+ModelOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="torchvision name, timm:NAME or module:function; the embedded MobileNetV2 by default."
+    ),
+]
+WeightsOption: TypeAlias = Annotated[
+    str, typer.Option("--weights", help="DEFAULT, none (random), or a .safetensors or state-dict file.")
+]
+DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+TargetOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help="Class index or label, channel:LAYER:C, or neuron:LAYER:C:Y:X; the top class by default."
+    ),
+]
+SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
+MemoryOption: TypeAlias = Annotated[str, typer.Option("--memory", help="Budget for batches.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def load(model: str | None, weights: str, device: str) -> Model:
+    """Load the model that the flags name."""
+    try:
+        place = torch.device(device)
+        if place.type not in ("cpu", "meta"):
+            torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device '{device}' cannot be used here: {str(error).splitlines()[0]}; try --device cpu"
+        ) from error
+    return load_model(model, weights=None if weights.lower() == "none" else weights, device=place)
+
+
+def parse_target(text: str | None) -> int | str | Channel | Neuron | None:
+    """Read ``--target``: ``281``, ``tabby``, ``channel:layer4:7``, ``neuron:layer4:7:3:3``."""
+    if text is None:
+        return None
+    if text.lstrip("-").isdigit():
+        return int(text)
+    kind, *parts = text.split(":")
+    if kind not in ("channel", "neuron") or not parts:
+        return text
+    wanted = "channel:LAYER:C[:mean|max]" if kind == "channel" else "neuron:LAYER:C:Y:X"
+    try:
+        if kind == "neuron":
+            layer, c, y, x = parts
+            return neuron(layer, int(c), int(y), int(x))
+        layer, c, reduce = parts if len(parts) == 3 else (*parts, "mean")
+        return channel(layer, int(c), reduce)  # type: ignore[arg-type]  # it is checked there
+    except ValueError as error:
+        raise TargetError(f"--target: got '{text}', expected {wanted}") from error
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table, as wide as it needs where nobody watches."""
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    if not console.is_terminal:
+        console = Console(width=1000)
+    console.print(table, markup=False, highlight=False)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Bar]:
+    """Show a progress bar on standard error; gone when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield Bar(bars, label)
+
+
+class Bar:
+    """One line of progress, renamed as the work goes on."""
+
+    def __init__(self, bars: Progress, label: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(label, total=None)
+        self.step: Step = self._step
+
+    def _step(self, done: int, total: int) -> None:
+        self._bars.update(self._task, completed=done, total=total)
+
+    def label(self, text: str) -> None:
+        """Begin another piece of work."""
+        self._bars.reset(self._task, description=text, total=None)
+
+
+def file_names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of files, for results."""
+    return [path.name for path in paths]

@@ -1,0 +1,225 @@
+"""Run techniques on photographs and lay the results out as a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+from .. import render
+from ..data import open_image
+from ..errors import CnnvizError, SaveError
+from ..explainer import explain
+from ..explanation import Explanation
+from ..models import Model
+from ..registry import techniques
+from ..targets import Target
+from ..technique import Progress, Technique
+
+_BAR = 320
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A technique that could not run on this model or picture, and why."""
+
+    technique: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One photograph with everything that was found out about it.
+
+    Attributes:
+        name: file name of the photograph.
+        picture: the part of it that the network sees.
+        predictions: label and probability of the five most probable classes; empty where the output is no class score.
+        explanations: by technique.
+        failures: techniques that could not run.
+    """
+
+    name: str
+    picture: Image.Image
+    predictions: tuple[tuple[str, float], ...]
+    explanations: dict[str, Explanation]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sections about one model, ready to be written as a page."""
+
+    model: Model
+    sections: tuple[Section, ...]
+
+    def html(self) -> str:
+        """Return the page: self-contained, readable without a network, on a phone and in the dark."""
+        environment = Environment(
+            loader=PackageLoader("cnnviz.report"),
+            autoescape=select_autoescape(default=True, default_for_string=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["data_uri"] = _data_uri
+        known = techniques()
+        return environment.get_template("report.html.j2").render(
+            model=self.model,
+            digest=self.model.digest,
+            sections=[_view(section, known) for section in self.sections],
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            versions=_versions(self.sections),
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page to `path`, all of it or nothing, and return its absolute path.
+
+        Raises:
+            SaveError: the file cannot be written.
+        """
+        place = Path(path).expanduser().absolute()
+        text = self.html()
+        scratch = None
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(scratch).chmod(0o644)
+            Path(scratch).replace(place)
+        except OSError as error:
+            told = f"'{place}' cannot be written ({error.strerror}); give a path that you may write to"
+            raise SaveError(told) from error
+        finally:
+            if scratch:
+                Path(scratch).unlink(missing_ok=True)
+        return place
+
+
+def make_report(
+    model: Model,
+    photographs: Sequence[str | Path],
+    *,
+    names: Sequence[str] | None = None,
+    target: Target = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+    started: Any = None,
+) -> Report:
+    """Explain photographs with every suitable technique and its default options.
+
+    Args:
+        model: with preprocessing.
+        photographs: paths of image files.
+        names: techniques to run; None takes all installed ones that work on single images or on the model alone, and
+            whose options all have defaults. One that fails is reported on the page.
+        target: as for `explain`.
+        seed: as for `explain`.
+        memory: as for `explain`.
+        progress: called with steps done and their total within one technique; may raise to cancel.
+        started: called with the name of each technique and photograph before it runs.
+
+    Raises:
+        InputError: a photograph cannot be opened.
+        PluginError: a technique that was named does not exist.
+    """
+    opened = [(Path(path).name, open_image(path)) for path in photographs]
+    chosen = {name: techniques()[name] for name in names} if names is not None else _suitable()
+    sections = []
+    for name, image in opened:
+        inputs = model.prepare([image])
+        found: dict[str, Explanation] = {}
+        failures: list[Failure] = []
+        for technique in chosen.values():
+            if started is not None:
+                started(technique.name, name)
+            given = None if technique.inputs == "none" else inputs
+            try:
+                found[technique.name] = explain(
+                    model, given, technique.name, target=target, seed=seed, memory=memory, progress=progress
+                )
+            except CnnvizError as error:
+                failures.append(Failure(technique.name, str(error)))
+        assert model.preprocess is not None
+        picture = model.preprocess.picture(image)
+        sections.append(Section(name, picture, tuple(model.predict(inputs)[0]), found, tuple(failures)))
+    return Report(model, tuple(sections))
+
+
+def _suitable() -> dict[str, Technique]:
+    return {
+        name: technique
+        for name, technique in techniques().usable().items()
+        if (technique.inputs == "each" or (technique.inputs == "none" and technique.layers != "none"))
+        and not any(info.is_required() for info in technique.options.model_fields.values())
+    }
+
+
+_View: TypeAlias = dict[str, Any]
+
+
+def _view(section: Section, known: Any) -> _View:
+    cards = [_card(explanation, known) for explanation in section.explanations.values()]
+    return {"section": section, "cards": sorted(cards, key=lambda card: (card["family"], card["name"]))}
+
+
+def _card(explanation: Explanation, known: Any) -> _View:
+    provenance = explanation.provenance
+    assert provenance is not None
+    technique = known[provenance.technique]
+    panels = explanation.panels(1)[0]
+    scale = panels[-1][2]
+    return {
+        "name": provenance.technique,
+        "family": technique.family,
+        "summary": technique.summary,
+        "caption": panels[0][1],
+        "panels": [_enlarged(image) for image, _, _ in panels],
+        "bar": None if scale is None else render.colour_bar(scale, _BAR, 10),
+        "ticks": [] if scale is None else [label for _, label in scale.ticks()],
+        "reading": "" if scale is None else _reading(scale, technique.family),
+        "provenance": provenance,
+    }
+
+
+def _reading(scale: render.Scale, family: str) -> str:
+    """Say how the colours are read."""
+    if scale.grey:
+        return "Grey is 0, in each colour channel by itself."
+    if scale.signed and family == "attribution":
+        return "Red speaks for the target, blue against it."
+    return "Red is positive, blue negative." if scale.signed else "The brighter, the more."
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    """Enlarge small grids by whole factors, so that browsers do not blur them."""
+    factor = max(1, _BAR // image.width)
+    return (
+        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image
+    )
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _versions(sections: Sequence[Section]) -> dict[str, str]:
+    for section in sections:
+        for explanation in section.explanations.values():
+            if explanation.provenance is not None:
+                return explanation.provenance.versions
+    return {"torch": torch.__version__}

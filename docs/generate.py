@@ -1,0 +1,74 @@
+"""Write what documentation can be made from the code: docs/techniques.md, and the README's pictures."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+import cnnviz
+from cnnviz import render
+from cnnviz.data import demo_picture
+from cnnviz.options import expectation
+
+HERE = Path(__file__).parent
+
+
+def techniques_page() -> str:
+    """Return the reference of every technique that comes with cnnviz, as Markdown."""
+    lines = [
+        "# Techniques",
+        "",
+        "Written by `make docs` from the code. Every option is a keyword argument of `cnnviz.explain`, a flag of",
+        "`cnnviz explain TECHNIQUE` and a property of the technique's JSON schema.",
+    ]
+    known = cnnviz.techniques()
+    for offer in known.offers:
+        if offer.distribution != "cnnviz":
+            continue
+        technique = known[offer.name]
+        summary, _, details = inspect.getdoc(technique.function).partition("\n\n")
+        lines += ["", f"## {technique.name}", "", f"*{technique.family}.* {' '.join(summary.split())}", ""]
+        lines += [" ".join(paragraph.split()) for paragraph in details.split("\n\n") if paragraph]
+        takes = {"none": "", "one": "Takes one layer. ", "many": "Takes one layer or several, fused by their mean. "}
+        default = {
+            "last-spatial": "the last spatial output before the head",
+            "first-convolution": "the first convolution",
+        }
+        if technique.layers != "none":
+            lines += ["", f"{takes[technique.layers]}Default: {default[technique.default_layer]}."]
+        if technique.options.model_fields:
+            lines += ["", "| option | accepts | default | what it does |", "|---|---|---|---|"]
+        for name, info in technique.options.model_fields.items():
+            accepts = expectation(technique.options, name).replace("|", "\\|")
+            lines.append(f"| `{name}` | {accepts} | `{info.get_default()}` | {info.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def overview() -> Image.Image:
+    """Return the README's picture: what the embedded network sees in a photograph, by four techniques."""
+    model = cnnviz.load_model()
+    cat = demo_picture()
+    results = [
+        cnnviz.explain(model, cat, "grad-cam"),
+        cnnviz.explain(model, cat, "occlusion"),
+        cnnviz.explain(model, cat, "saliency", samples=25, noise=0.15),
+        cnnviz.explain(model, cat, "guided-backprop"),
+    ]
+    shown = [
+        render.compose([row[-1][0]], caption=name)
+        for r in results
+        for row in r.panels(1)
+        for name in [r.provenance.technique]
+    ]
+    photo = render.compose([render.to_pil(results[0].pictures[0])], caption=results[0].captions[0].partition(": ")[2])
+    return render.grid([photo, *shown], columns=5, gap=0)
+
+
+if __name__ == "__main__":
+    (HERE / "techniques.md").write_text(techniques_page(), encoding="utf-8")
+    if "--text" not in sys.argv:
+        (HERE / "pictures").mkdir(exist_ok=True)
+        overview().save(HERE / "pictures" / "overview.png", optimize=True)

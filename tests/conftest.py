@@ -1,0 +1,40 @@
+"""What every test may ask for: real weights and photographs, seeded random numbers, slow tests on demand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+_DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests that take more than half a minute")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of trained weights and photographs; without it the test is skipped, or fails where it is required."""
+    folder = Path(os.environ.get("CNNVIZ_TEST_DATA", _DEFAULT_DATA))
+    if (folder / "images").is_dir():
+        return folder
+    told = f"no weights and photographs in '{folder}'; set CNNVIZ_TEST_DATA to the folder that holds them"
+    if os.environ.get("CNNVIZ_REQUIRE_DATA") == "1":
+        pytest.fail(f"{told} (CNNVIZ_REQUIRE_DATA=1 makes this a failure)")
+    pytest.skip(told)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

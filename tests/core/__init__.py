@@ -1,0 +1,1 @@
+"""From registry and options to a finished explanation."""

@@ -1,0 +1,1 @@
+"""Loading models, borrowing them and looking inside."""

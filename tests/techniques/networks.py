@@ -1,0 +1,60 @@
+"""torchvision's networks with random but lively weights, at a size that a test can afford."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+NAMES = ("resnet18", "vgg16", "squeezenet1_1", "mobilenet_v2", "densenet121")
+CLASSES = 10
+SIZE = 64
+
+
+@functools.cache
+def network(name: str, dtype: torch.dtype) -> nn.Module:
+    """Return the network in eval mode; float32 and float64 hold the same weights. It is shared: not to be changed."""
+    if dtype != torch.float32:
+        return copy.deepcopy(network(name, torch.float32)).to(dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = _vgg16() if name == "vgg16" else torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
+        _enliven(made)
+    return made.eval()
+
+
+@functools.cache
+def images(dtype: torch.dtype, count: int = 2, size: tuple[int, int] = (SIZE, SIZE)) -> Tensor:
+    """Return smooth random pictures, the same in every dtype; shared: not to be changed."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randn(count, 3, size[0] // 4, size[1] // 4, generator=generator)
+    return nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=False).mul(1.5).to(dtype)
+
+
+def _vgg16() -> nn.Module:
+    """Return VGG-16 with a narrow head: the usual one's 120 million weights would take most of the time to draw."""
+    with torch.device("meta"):
+        made = torchvision.models.vgg16(init_weights=False)
+        made.classifier[0] = nn.Linear(512 * 7 * 7, 64)
+        made.classifier[3] = nn.Linear(64, 64)
+        made.classifier[6] = nn.Linear(64, CLASSES)
+    made.to_empty(device="cpu")
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.normal_(module.bias, 0, 0.1)
+    return made
+
+
+def _enliven(made: nn.Module) -> None:
+    """Give each normalisation statistics, scale and shift of its own, so that ReLUs switch and ReLU6s saturate."""
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.normal_(module.weight, 1.5, 0.5)
+            nn.init.normal_(module.bias, 0.0, 1.0)
+    with torch.no_grad():
+        made.train()(torch.randn(8, 3, SIZE, SIZE))

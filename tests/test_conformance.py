@@ -1,0 +1,99 @@
+"""Every installed technique, whoever wrote it, keeps the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import cnnviz
+from cnnviz.testing import ConformanceError, SmallNet, check_technique
+
+FASTER: dict[str, dict[str, Any]] = {"occlusion": {"window": 8, "stride": 6}}
+
+
+@pytest.mark.parametrize("name", list(cnnviz.techniques()))
+def test_technique_conforms(name: str) -> None:
+    assert "threads" in check_technique(name, **FASTER.get(name, {}))
+
+
+class _Options(cnnviz.Options):
+    pass
+
+
+def _gradient(request: cnnviz.Request) -> torch.Tensor:
+    x = request.inputs.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(request.score(x).sum(), x)
+    return gradient.sum(1, keepdim=True)
+
+
+def draws_globally(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Use the global generator."""
+    return _gradient(request) + torch.rand(1)
+
+
+def draws_per_sample(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Draw other numbers for each sample of a batch."""
+    drawn = torch.randn(request.inputs.shape, generator=request.generator)
+    return _gradient(request) + drawn.sum(1, keepdim=True)
+
+
+def mixes_samples(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Let one sample's map depend on the others."""
+    heat = _gradient(request)
+    return heat / heat.abs().max()
+
+
+def writes_to_inputs(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Change the caller's tensor."""
+    heat = _gradient(request)
+    request.inputs.zero_()
+    return heat
+
+
+def writes_to_weights(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Change the caller's weights."""
+    heat = _gradient(request)
+    for parameter in request.model.parameters():
+        parameter.mul_(1.5)
+    return heat
+
+
+def keeps_graph(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Return something of the wrong shape."""
+    return _gradient(request)[:, 0]
+
+
+def undocumented(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    return _gradient(request)
+
+
+def swallows_cancellation(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Fail in the middle without saying why."""
+    raise KeyError("lost")
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        (draws_globally, "different results"),
+        (draws_per_sample, "of its samples alone"),
+        (mixes_samples, "of its samples alone"),
+        (writes_to_inputs, "changed its inputs|different results"),
+        (writes_to_weights, "changed the model|different results"),
+        (keeps_graph, r"expected \(N, C, h, w\)"),
+        (undocumented, "no docstring"),
+        (swallows_cancellation, "lost"),
+    ],
+)
+def test_conformance_suite_finds_the_fault(function: Any, complaint: str) -> None:
+    technique = cnnviz.Technique("faulty", function, _Options)
+    with pytest.raises(ConformanceError, match=complaint):
+        check_technique(technique)
+
+
+def test_small_net_is_the_same_every_time() -> None:
+    x = torch.ones(1, 3, 16, 16)
+    assert torch.equal(SmallNet().eval()(x), SmallNet().eval()(x))
+    assert not torch.equal(SmallNet().eval()(x), SmallNet(seed=1).eval()(x))
