@@ -27,6 +27,9 @@ app.command("demo")(demo.demo)
 app.add_typer(explain.app, name="explain")
 
 
+_INTERRUPTED = 130
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"cnnviz {__version__}")
@@ -63,7 +66,7 @@ def main() -> None:
             raise
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; nothing was written", _INTERRUPTED)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)
@@ -73,6 +76,8 @@ def main() -> None:
         if told is None or debug:
             raise
         _fail(told(), getattr(error, "exit_code", 2))
+    if code == _INTERRUPTED:  # typer turns Ctrl-C into this
+        _fail("interrupted; nothing was written", _INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import torch
@@ -95,7 +94,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 def progress(label: str) -> Iterator[Bar]:
     """Show a progress bar on standard error; gone when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield Bar(bars, label)
 
 
@@ -113,8 +113,3 @@ class Bar:
     def label(self, text: str) -> None:
         """Begin another piece of work."""
         self._bars.reset(self._task, description=text, total=None)
-
-
-def file_names(paths: Sequence[Path]) -> list[str]:
-    """Return the names of files, for results."""
-    return [path.name for path in paths]

@@ -20,7 +20,7 @@ from ..models import Lender, Model, Survey
 from ..options import Options
 from ..technique import Progress, Request, Technique
 
-_draws = threading.Lock()
+_draws = threading.RLock()
 """Held by calls whose model draws random numbers, since there is one global generator for all threads."""
 
 

@@ -32,7 +32,7 @@ def compose(panels: Sequence[Image.Image], *, caption: str = "", scale: Scale | 
     line = _TEXT + 5
     top = _MARGIN + len(lines) * line + (4 if lines else 0)
     body = max(p.height for p in panels)
-    bottom = 3 * _MARGIN + 12 + line if scale else _MARGIN
+    bottom = 2 * _MARGIN + 12 + line if scale else _MARGIN
     canvas = Image.new("RGB", (inner + 2 * _MARGIN, top + body + bottom), "white")
     draw = ImageDraw.Draw(canvas)
     for row, text in enumerate(lines):

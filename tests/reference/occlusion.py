@@ -18,43 +18,42 @@ def windows(size: int, window: int, stride: int) -> list[tuple[int, int]]:
     return made
 
 
+Score = Callable[[Tensor, int], Tensor]
+"""From one image (1, C, H, W) and its number to its score."""
+
+
 def occlusion(
-    score: Callable[[Tensor, int], Tensor],
-    images: Tensor,
-    window: tuple[int, int],
-    stride: tuple[int, int],
-    baseline: Tensor,
+    score: Score, images: Tensor, window: tuple[int, int], stride: tuple[int, int], baseline: Tensor
 ) -> Tensor:
     """Return the mean drop over the windows that cover a pixel, 0 where none does: (N, C, H, W) -> (N, 1, H, W).
 
-    Args:
-        score: from one image (1, C, H, W) and its number to its score.
-        images: (N, C, H, W).
-        window: height and width.
-        stride: down and across.
-        baseline: (C, H, W), what stands in a covered pixel's place.
+    `window` and `stride` are (height, width); `baseline` (C, H, W) is what stands in a covered pixel's place.
     """
-    count, channels, height, width = images.shape
-    cover = baseline.numpy()
+    count, _, height, width = images.shape
     heat = torch.zeros(count, 1, height, width, dtype=images.dtype)
     for n in range(count):
-        original = float(score(images[n : n + 1].clone(), n))
         total = [[0.0] * width for _ in range(height)]
         covering = [[0] * width for _ in range(height)]
+        original = float(score(images[n : n + 1].clone(), n))
         for top, bottom in windows(height, window[0], stride[0]):
             for left, right in windows(width, window[1], stride[1]):
-                covered = images[n].numpy().copy()
-                for c in range(channels):
-                    for y in range(top, bottom):
-                        for x in range(left, right):
-                            covered[c, y, x] = cover[c, y, x]
-                drop = original - float(score(torch.from_numpy(covered)[None], n))
+                drop = original - float(score(covered(images[n], (top, bottom, left, right), baseline), n))
                 for y in range(top, bottom):
                     for x in range(left, right):
                         total[y][x] += drop
                         covering[y][x] += 1
         for y in range(height):
             for x in range(width):
-                if covering[y][x]:
-                    heat[n, 0, y, x] = total[y][x] / covering[y][x]
+                heat[n, 0, y, x] = total[y][x] / covering[y][x] if covering[y][x] else 0.0
     return heat
+
+
+def covered(image: Tensor, box: tuple[int, int, int, int], baseline: Tensor) -> Tensor:
+    """Return the image (1, C, H, W) with the baseline in one window, pixel by pixel."""
+    made, cover = image.numpy().copy(), baseline.numpy()
+    top, bottom, left, right = box
+    for c in range(len(made)):
+        for y in range(top, bottom):
+            for x in range(left, right):
+                made[c, y, x] = cover[c, y, x]
+    return torch.from_numpy(made)[None]

@@ -21,7 +21,9 @@ def network(name: str, dtype: torch.dtype) -> nn.Module:
         return copy.deepcopy(network(name, torch.float32)).to(dtype)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = _vgg16() if name == "vgg16" else torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
+        # GoogLeNet warns until it is told whether to draw its (slow) initial weights and to keep its auxiliary heads
+        extra = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+        made = _vgg16() if name == "vgg16" else torchvision.models.get_model(name, num_classes=CLASSES, **extra)
         _enliven(made)
     return made.eval()
 

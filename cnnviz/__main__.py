@@ -1,0 +1,5 @@
+"""``python -m cnnviz`` is ``cnnviz``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,220 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import cnnviz
+from cnnviz.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in an empty folder; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cnnviz", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr()
+        return int(stop.value.code or 0), told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    from cnnviz.data import demo_picture
+
+    path = tmp_path / "cat.png"
+    demo_picture().save(path)
+    return str(path)
+
+
+def test_list_names_every_technique_and_its_distribution(run: Run) -> None:
+    code, out, _ = run("list")
+    assert code == 0
+    for name in cnnviz.techniques():
+        assert name in out
+    assert cnnviz.__version__ in out
+
+
+def test_list_json_and_long(run: Run) -> None:
+    rows = json.loads(run("list", "--json", "--long")[1])
+    grad_cam = next(row for row in rows if row["name"] == "grad-cam")
+    assert grad_cam["family"] == "attribution"
+    assert grad_cam["summary"].startswith("Weight each activation map")
+
+
+def test_info_tells_versions_and_faults(run: Run) -> None:
+    told = json.loads(run("info", "--json")[1])
+    assert told["torch"] == torch.__version__
+    assert {row["status"] for row in told["plugins"]} == {"ok"}
+    assert cnnviz.__version__ in run("info")[1]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[1].strip() == f"cnnviz {cnnviz.__version__}"
+
+
+def test_layers_of_the_embedded_model_and_of_another(run: Run) -> None:
+    rows = json.loads(run("layers", "--json")[1])
+    assert rows[0]["name"] == "features.0.0"
+    assert rows[0]["shape"] == [32, 112, 112]
+    assert rows[0]["receptive_field"]["size"] == [3, 3]
+    code, out, _ = run("layers", "resnet18", "--size", "64,96")
+    assert code == 0
+    assert "layer1.0.relu#1" in out
+    assert "512 x 2 x 3" in out
+
+
+def test_help_of_a_technique_shows_its_flags_bounds_and_defaults(run: Run) -> None:
+    out = " ".join(run("explain", "occlusion", "--help")[1].replace("│", " ").split())
+    assert "--window" in out
+    assert "H[,W]" in out
+    assert "default: 32" in out
+    assert "a whole number ≥ 1" in out
+    assert "--relu" not in out
+
+
+def test_explain_writes_pictures_tensors_and_provenance(run: Run, photo: str, tmp_path: Path) -> None:
+    code, out, _ = run("explain", "grad-cam", photo, "--target", "tabby", "--layer", "features.14", "--out", "result")
+    assert code == 0
+    assert "281" in out
+    loaded = cnnviz.load(tmp_path / "result")
+    assert loaded.provenance is not None
+    assert loaded.provenance.layer == "features.14"
+    assert isinstance(loaded, cnnviz.Heatmap)
+    assert loaded.target is not None
+    assert loaded.target.tolist() == [281]
+    with Image.open(tmp_path / "result" / "figure-000.png") as figure:
+        assert figure.size[0] > 400
+
+
+def test_explain_several_images_as_json(run: Run, photo: str) -> None:
+    code, out, _ = run("explain", "saliency", photo, photo, "--samples", "2", "--noise", "0.1", "--json", "--seed", "4")
+    told = json.loads(out)
+    assert code == 0
+    assert [row["label"] for row in told["results"]] == ["Egyptian cat", "Egyptian cat"]
+    assert told["provenance"]["options"] == {"channels": "max", "noise": 0.1, "samples": 2, "sign": "abs"}
+    assert told["provenance"]["seed"] == 4
+    assert len(told["figures"]) == 2
+
+
+def test_flags_reach_the_options(run: Run, photo: str) -> None:
+    arguments = ("--window", "64,48", "--stride", "64", "--baseline", "0.1,0.2,0.3", "--json")
+    told = json.loads(run("explain", "occlusion", photo, *arguments)[1])
+    assert told["provenance"]["options"] == {
+        "baseline": [0.1, 0.2, 0.3],
+        "method": "auto",
+        "stride": [64, 64],
+        "window": [64, 48],
+    }
+    told = json.loads(
+        run("explain", "occlusion", photo, "--window", "96", "--stride", "96", "--baseline", photo, "--json")[1]
+    )
+    assert told["provenance"]["options"]["baseline"].startswith("ImageOption(300 x 451")
+    told = json.loads(run("explain", "grad-cam", photo, "--no-relu", "--upsample", "none", "--json")[1])
+    assert told["provenance"]["options"] == {"relu": False, "upsample": None}
+
+
+def test_channel_and_neuron_targets(run: Run, photo: str) -> None:
+    told = json.loads(run("explain", "guided-backprop", photo, "--target", "neuron:features.14:7:3:3", "--json")[1])
+    assert told["provenance"]["target"] == "neuron (3, 3) of channel 7 of features.14"
+    told = json.loads(run("explain", "deconvnet", photo, "--target", "channel:features.3:2:max", "--json")[1])
+    assert told["provenance"]["target"] == "channel 2 of features.3 (max)"
+
+
+def test_filters_need_no_image(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("explain", "filters", "--layer", "features.1.conv.0.0")
+    assert code == 0
+    assert (tmp_path / "cnnviz-out" / "filters" / "figure-000.png").is_file()
+    assert "figure-000.png" in out
+
+
+def test_a_local_architecture_with_a_weights_file(run: Run, photo: str, tmp_path: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "own.safetensors")
+    arguments = ("--model", "resnet18", "--weights", "own.safetensors", "--target", "3", "--json")
+    told = json.loads(run("explain", "grad-cam", photo, *arguments)[1])
+    assert told["provenance"]["model"] == "resnet18"
+    assert told["provenance"]["layer"] == "layer4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["explain", "grad-cam", "missing.png"], "'missing.png' does not exist"),
+        (["explain", "grad-cam"], "IMAGE"),
+        (["explain", "grad-can", "x.png"], "no technique 'grad-can'; nearest: 'grad-cam'"),
+        (["explain", "grad-cam", "PHOTO", "--layer", "features.99"], "no layer 'features.99' in MobileNetV2"),
+        (["explain", "grad-cam", "PHOTO", "--target", "1000"], "class 1000 is out of range"),
+        (["explain", "grad-cam", "PHOTO", "--target", "tabi"], "no label 'tabi'"),
+        (["explain", "grad-cam", "PHOTO", "--window", "3"], "No such option"),
+        (["explain", "occlusion", "PHOTO", "--window", "0"], "option 'window' of 'occlusion': got '0'"),
+        (["explain", "occlusion", "PHOTO", "--window", "300"], "at most the image's (224, 224)"),
+        (["explain", "saliency", "PHOTO", "--samples", "x"], "expected a whole number from 1 to 10000"),
+        (["explain", "saliency", "PHOTO", "--memory", "lots"], "memory: got 'lots'"),
+        (["explain", "saliency", "PHOTO", "--device", "cuda:77"], "device 'cuda:77' cannot be used here"),
+        (["explain", "saliency", "PHOTO", "--model", "resnet999"], "no model 'resnet999' in torchvision; nearest"),
+        (["explain", "saliency", "PHOTO", "--weights", "none.safetensors"], "weights file 'none.safetensors' does not"),
+        (["explain", "guided-backprop", "PHOTO", "--target", "neuron:features.3:1"], "expected neuron:LAYER:C:Y:X"),
+        (["layers", "--size", "0"], "--size: got '0'"),
+        (["report", "missing.png"], "'missing.png' does not exist"),
+        (["lst"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run: Run, photo: str, arguments: list[str], told: str) -> None:
+    code, out, err = run(*[photo if argument == "PHOTO" else argument for argument in arguments])
+    assert code == 2
+    assert told in err
+    assert err.startswith("cnnviz: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not Path("cnnviz-out").exists()
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cnnviz", "--debug", "explain", "grad-cam", "missing.png"])
+    with pytest.raises(cnnviz.InputError, match=r"missing\.png"):
+        main()
+
+
+def test_a_folder_with_something_else_is_refused(run: Run, photo: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    code, _, err = run("explain", "saliency", photo, "--out", "mine")
+    assert code == 2
+    assert "holds something else" in err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+def test_interrupting_leaves_nothing_half_written(photo: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cnnviz", "explain", "occlusion", photo, "--stride", "2", "--out", "out"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "TERM": "dumb"}
+    )
+    time.sleep(8)  # past start-up and into the sweep, which takes minutes
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; nothing was written" in err
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png"]

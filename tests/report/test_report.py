@@ -1,0 +1,149 @@
+"""The report, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cnnviz
+from cnnviz.data import demo_picture
+from cnnviz.report import Report, make_report
+
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = os.environ.get("CNNVIZ_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        told = "no Chromium found; install it, or name it in CNNVIZ_CHROMIUM"
+        pytest.fail(told) if os.environ.get("CNNVIZ_REQUIRE_BROWSER") == "1" else pytest.skip(told)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Run the demo as a user does; returns the page and what was told as JSON."""
+    place = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "cnnviz", "demo", "--json"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert Path(told["report"]) == place / "cnnviz-report" / "index.html"
+    return Path(told["report"]), told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_is_whole_and_fits(demo: Any, browser: Any, width: int, scheme: str, tmp_path: Path) -> None:
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+    page.goto(demo[0].as_uri())
+    assert complaints == []
+    assert page.evaluate("document.images.length") >= 15
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+    assert page.locator("article").count() == len(demo[1]["sections"][0]["techniques"])
+    for name in demo[1]["sections"][0]["techniques"]:
+        assert page.locator(f"#{name} img").first.bounding_box()["width"] > 100
+    assert _contrast(page) >= 4.5
+    ratio = page.evaluate("(i => i.clientWidth / i.clientHeight)(document.querySelector('.hero img'))")
+    assert ratio == pytest.approx(1, abs=0.02), "the photograph is not stretched"
+    assert page.screenshot(path=tmp_path / "page.png", full_page=True)
+    page.close()
+
+
+def _contrast(page: Any) -> float:
+    """Return the contrast ratio of body text, as WCAG 2 defines it."""
+    colours = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    light = sorted(_luminance([int(part) for part in re.findall(r"\d+", colour)[:3]]) for colour in colours)
+    return (light[1] + 0.05) / (light[0] + 0.05)
+
+
+def _luminance(rgb: list[int]) -> float:
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_demo_is_right_about_the_cat(demo: Any) -> None:
+    (section,) = demo[1]["sections"]
+    assert section["predictions"][0]["label"] == "Egyptian cat"
+    assert section["predictions"][0]["probability"] > 0.5
+    assert section["failures"] == {}
+    assert {"saliency", "grad-cam", "occlusion", "guided-backprop", "deconvnet", "activations", "filters"} <= set(
+        section["techniques"]
+    )
+
+
+def test_page_shows_options_target_layer_time_and_provenance(demo: Any) -> None:
+    text = demo[0].read_text(encoding="utf-8")
+    for expected in ("window=[32, 32]", "<code>features</code>", "top class", " s</dd>", "SHA-256", torch.__version__):
+        assert expected in text
+    assert "Egyptian cat" in text
+    assert "http" not in text.replace("http-equiv", ""), "nothing is fetched"
+
+
+def test_grad_cam_peak_lies_on_the_face() -> None:
+    """The face fills x 30 to 370 and y 0 to 300 of the 451 x 300 photograph; the crop is the middle 224 of 385 x 256."""
+    model = cnnviz.load_model()
+    photo = demo_picture()
+    heat = cnnviz.explain(model, photo, "grad-cam")
+    assert isinstance(heat, cnnviz.Heatmap)
+    scale = 256 / photo.height
+    left, top = (round(photo.width * scale) - 224) / 2, (256 - 224) / 2
+    y, x = divmod(int(heat.values[0, 0].argmax()), 224)
+    assert 30 <= (x + left) / scale <= 370
+    assert 0 <= (y + top) / scale <= 300
+
+
+def test_grad_cam_peak_lies_on_the_object_when_it_fills_little_of_the_picture() -> None:
+    """The cat, shrunk into the lower right quarter of a grey picture, is where the peak is."""
+    from PIL import Image
+
+    canvas = Image.new("RGB", (256, 256), (124, 116, 104))
+    canvas.paste(demo_picture().resize((120, 80)), (120, 150))
+    heat = cnnviz.explain(cnnviz.load_model(), canvas, "grad-cam", target="Egyptian cat")
+    assert isinstance(heat, cnnviz.Heatmap)
+    y, x = divmod(int(heat.values[0, 0].argmax()), 224)
+    assert 120 - 16 - 16 <= x <= 240 - 16 + 16  # the crop takes 16 off each side; a cell of the map is 32 wide
+    assert 150 - 16 - 16 <= y <= 230 - 16 + 16
+
+
+def test_a_technique_that_cannot_run_is_reported_on_the_page(tmp_path: Path) -> None:
+    from torch import nn
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    model = cnnviz.Model(net.eval(), "no-relu", cnnviz.Preprocess(resize=64, crop=(64, 64)))
+    photo = tmp_path / "cat <b>.png"
+    demo_picture().save(photo)
+    made = make_report(model, [photo], names=["guided-backprop", "saliency", "filters"])
+    assert [failure.technique for failure in made.sections[0].failures] == ["guided-backprop"]
+    text = made.html()
+    assert "met no ReLU" in text
+    assert "cat &lt;b&gt;.png" in text
+    assert "<b>.png" not in text
+
+
+def test_writing_to_a_read_only_place_is_a_clear_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(cnnviz.SaveError, match="cannot be written"):
+        Report(cnnviz.load_model(), ()).write(blocked / "page.html")
+    assert list(tmp_path.iterdir()) == [blocked]

@@ -1,0 +1,101 @@
+"""The documentation is true: its examples run, and nothing is left out."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import cnnviz
+import cnnviz.testing
+from cnnviz import hookspecs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+MODULES = [name for _, name, _ in pkgutil.walk_packages(cnnviz.__path__, "cnnviz.") if name != "cnnviz.__main__"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    globs = {**vars(module), "cnnviz": cnnviz, "torch": torch}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in finder.find(module, name, globs=globs):
+        runner.run(test)
+    assert runner.failures == 0
+
+
+def test_some_docstrings_have_examples() -> None:
+    finder = doctest.DocTestFinder()
+    found = [t for name in MODULES for t in finder.find(importlib.import_module(name), name) if t.examples]
+    assert len(found) >= 8
+
+
+def test_reference_of_techniques_is_up_to_date() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["techniques_page"]()
+    assert (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8") == page, "run make docs"
+
+
+@pytest.mark.parametrize("offer", [o for o in cnnviz.techniques().offers if o.distribution == "cnnviz"], ids=str)
+def test_readme_names_every_technique(offer: object) -> None:
+    assert f"| `{offer.name}` |" in README  # type: ignore[attr-defined]
+
+
+def test_every_hook_is_documented() -> None:
+    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, "cnnviz_spec")]
+    assert 1 <= len(hooks) <= 6
+    for name in hooks:
+        assert getattr(hookspecs, name).__doc__
+        assert name in CONTRIBUTING
+
+
+def test_every_reserved_option_name_is_documented() -> None:
+    from cnnviz.options import RESERVED
+
+    for name in RESERVED:
+        assert f"`{name}`" in CONTRIBUTING
+
+
+@pytest.mark.parametrize("name", [name for name in cnnviz.__all__ if name != "__version__"])
+def test_public_names_have_docstrings(name: str) -> None:
+    if name in ("Pair", "Field"):  # an annotation and pydantic's own
+        return
+    assert getattr(cnnviz, name).__doc__
+
+
+def test_readme_python_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block.replace("window=48", "window=64, stride=32"), "README.md", "exec"), scope)
+    told = capsys.readouterr().out
+    assert "grad-cam at features: Egyptian cat, score 18.8" in told
+    assert (tmp_path / "cat-grad-cam" / "figure-000.png").is_file()
+    assert scope["batch"].target.tolist() == [285, 281]  # type: ignore[attr-defined]
+
+
+def test_contributing_shows_the_example_plugin_as_it_is() -> None:
+    source = (ROOT / "plugins" / "acme-viz" / "acme_viz" / "energy.py").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
+    assert len(blocks) == 3
+    wanted = [line.strip() for line in source.splitlines() if line.strip()]
+    for block in blocks:
+        for line in filter(None, map(str.strip, block.splitlines())):
+            assert line in wanted, line
+
+
+def test_import_contract_of_the_readme_example_matches_the_plugin() -> None:
+    source = (ROOT / "plugins" / "acme-viz" / "acme_viz" / "energy.py").read_text(encoding="utf-8")
+    body = source[source.index("def energy") :].strip()
+    assert body.split("\n\n\n")[0] in README

@@ -1,0 +1,46 @@
+"""`import cnnviz` is light."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+
+HEAVY = (
+    "torchvision",
+    "matplotlib",
+    "cnnviz_techniques",
+    "typer",
+    "rich",
+    "jinja2",
+    "fastapi",
+    "uvicorn",
+    "timm",
+    "cmap",
+)
+
+
+def test_import_loads_no_plugin_web_or_plotting_module() -> None:
+    code = f"import sys, cnnviz; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_listing_techniques_imports_no_plugin() -> None:
+    code = "import sys, cnnviz; names = list(cnnviz.techniques()); print('grad-cam' in names, 'cnnviz_techniques' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_import_takes_a_fifth_of_a_second_more_than_torch() -> None:
+    """The median over five processes of what `-X importtime` says, so that a busy machine does not decide."""
+    extra = [_extra_seconds() for _ in range(5)]
+    assert statistics.median(extra) <= 0.2, extra
+
+
+def _extra_seconds() -> float:
+    command = [sys.executable, "-X", "importtime", "-c", "import cnnviz"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = {name: int(time) for time, name in re.findall(r"\|\s+(\d+) \| +(\S+)$", told, flags=re.MULTILINE)}
+    return (found["cnnviz"] - found["torch"]) / 1e6
