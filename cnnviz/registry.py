@@ -100,6 +100,9 @@ class Registry(Mapping[str, Technique]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._offers)
 
+    def __repr__(self) -> str:
+        return f"<techniques: {', '.join(self)}>"
+
     def __len__(self) -> int:
         return len(self._offers)
 

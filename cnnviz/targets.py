@@ -169,15 +169,15 @@ def class_output(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
-    hint = (
-        "lambda output: output['out'][:, 15].mean((1, 2))"
-        if isinstance(output, dict)
-        else (
-            "lambda output: output[0][:, 15]"
-            if isinstance(output, (tuple, list))
-            else "lambda output: output[:, 15].mean((1, 2))"
-        )
-    )
+    match output:
+        case dict():
+            hint = "lambda output: output['out'][:, 15].mean((1, 2))"
+        case [dict(), *_]:
+            hint = "lambda output: torch.stack([found['scores'].sum() for found in output])"
+        case tuple() | list():
+            hint = "lambda output: output[0][:, 15]"
+        case _:
+            hint = "lambda output: output[:, 15].mean((1, 2))"
     raise TargetError(
         f"the model returns {describe(output)}, but a class target needs scores (N, K); give a callable that reduces "
         f"the output to one number for each row, such as target={hint}"

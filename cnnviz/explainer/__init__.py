@@ -17,7 +17,7 @@ from .. import targets
 from ..errors import InputError, LayerError, ModelError, OptionError
 from ..explanation import Explanation, Provenance
 from ..memory import parse_memory
-from ..models import Lender, Model, find_module, fingerprint, load_model
+from ..models import Lender, Model, find_module, fingerprint
 from ..options import make_options
 from ..registry import Offer, techniques
 from ..technique import Progress, Technique
@@ -192,7 +192,7 @@ def _described(model: Any) -> Model | None:
     if model is None or isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
-        return load_model(model)
+        return Model(model)
     hint = "; load it with cnnviz.load_model(name)" if isinstance(model, str) else ""
     raise ModelError(f"model: got {targets.describe(model)}, expected an nn.Module or a cnnviz.Model{hint}")
 

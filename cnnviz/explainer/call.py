@@ -16,7 +16,7 @@ from .. import targets
 from ..errors import CnnvizError, InputError, LayerError, OptionError, PluginError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
-from ..models import Lender, Model, Survey
+from ..models import Lender, Model, Survey, know_calls
 from ..options import Options
 from ..technique import Progress, Request, Technique
 
@@ -73,6 +73,8 @@ class Call:
 
     def run(self, replica: nn.Module | None) -> Explanation:
         """Return the technique's result for all samples and layers, without provenance."""
+        if replica is not None and self.samples is not None:
+            know_calls(replica, self.survey.counts)
         with self._own_randomness():
             if self.technique.inputs != "each" or self.samples is None:
                 return self._part(replica, 0, 1 if self.samples is None else len(self.samples))

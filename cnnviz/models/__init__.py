@@ -1,6 +1,6 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
-from .capture import Captured, capture, find_module
+from .capture import Captured, capture, find_module, know_calls
 from .lender import Lender
 from .model import Model
 from .preprocess import Preprocess, to_tensor
@@ -23,6 +23,7 @@ __all__ = [
     "digest",
     "find_module",
     "fingerprint",
+    "know_calls",
     "layers",
     "load_model",
     "relu_rule",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -90,13 +91,25 @@ class Captured:
         if calls:
             return f"layer '{name.module}' was called {calls} times, so that call #{name.call} does not exist"
         return (
-            f"layer '{name.module}' was never called in the forward pass; name a layer that is (cnnviz layers lists "
-            "them), and run the model inside the with block"
+            f"layer '{name.module}' was never called; name one that the forward pass calls (cnnviz layers lists them), "
+            "before the layer of a channel or neuron target"
         )
+
+
+_calls: weakref.WeakKeyDictionary[nn.Module, Mapping[str, int]] = weakref.WeakKeyDictionary()
+
+
+def know_calls(model: nn.Module, counts: Mapping[str, int]) -> None:
+    """Tell `capture` how often each module of a model is called, so that ``stop=True`` need not find out each time."""
+    _calls[model] = counts
 
 
 class _AllSeenError(BaseException):
     """Ends a forward pass from within; no `except Exception` of a model may swallow it."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
 
 
 @contextmanager
@@ -153,7 +166,9 @@ def capture(
                 handles.append(module.register_forward_hook(watch.after(name)))
         try:
             yield watch.captured
-        except _AllSeenError:
+        except _AllSeenError as error:
+            if error.watch is not watch:  # it ends an outer block
+                raise
             return
         _ = watch.captured.values  # never called is an error
 
@@ -180,7 +195,9 @@ class _Watch:
             return None
         self.captured._calls.clear()
         if self.stop:
-            counts = count_calls(module, args, kwargs) if any(n.call is None for n in self.names.values()) else {}
+            counts: Mapping[str, int] = {}
+            if any(name.call is None for name in self.names.values()):
+                counts = _calls.get(module) or count_calls(module, args, kwargs)
             # A layer named without its call is seen only at the last one; where that is not known, all must run.
             known = all(name.call is not None or name.module in counts for name in self.names.values())
             self.waiting = (
@@ -222,7 +239,7 @@ class _Watch:
         if self.waiting is not None:
             self.waiting = {text: last for text, last in self.waiting.items() if text not in wanted or last != call}
             if not self.waiting:
-                raise _AllSeenError
+                raise _AllSeenError(self)
         return give_back(torch.utils._pytree.tree_map(_clone, value))
 
 

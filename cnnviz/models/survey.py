@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class Survey:
     kept: int
     draws: bool
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """How often each module is called."""
         return dict(Counter(layer.name.partition("#")[0] for layer in self.layers))

@@ -54,7 +54,7 @@ def test_page_is_whole_and_fits(demo: Any, browser: Any, width: int, scheme: str
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+    page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url))
     page.goto(demo[0].as_uri())
     assert complaints == []
     assert page.evaluate("document.images.length") >= 15
@@ -101,7 +101,7 @@ def test_page_shows_options_target_layer_time_and_provenance(demo: Any) -> None:
 
 
 def test_grad_cam_peak_lies_on_the_face() -> None:
-    """The face fills x 30 to 370 and y 0 to 300 of the 451 x 300 photograph; the crop is the middle 224 of 385 x 256."""
+    """The face fills x 30 to 370 and y 0 to 300 of the 451 x 300 photograph; the crop is the middle of 385 x 256."""
     model = cnnviz.load_model()
     photo = demo_picture()
     heat = cnnviz.explain(model, photo, "grad-cam")
