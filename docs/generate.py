@@ -71,4 +71,4 @@ if __name__ == "__main__":
     (HERE / "techniques.md").write_text(techniques_page(), encoding="utf-8")
     if "--text" not in sys.argv:
         (HERE / "pictures").mkdir(exist_ok=True)
-        overview().save(HERE / "pictures" / "overview.png", optimize=True)
+        overview().save(HERE / "pictures" / "overview.jpg", quality=88)

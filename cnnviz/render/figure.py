@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -76,11 +77,11 @@ def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -
 
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 4.2 * rows), layout="constrained")
     for place, (image, title, scale) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(image)
-        axes.set_title(title, fontsize=9, wrap=True)
+        axes.set_title(textwrap.fill(title, 36), fontsize=9)
         axes.set_axis_off()
         if scale:
             colours = cmap.Colormap(palette(scale)).to_mpl()
