@@ -22,7 +22,8 @@ class Channel:
 
     def score(self, output: Any) -> Tensor:
         """Return the channel's mean or maximum over space: (rows, C, …) -> (rows,)."""
-        picked = _channel(output, self.layer, self.index).flatten(1)
+        picked = _channel(output, self.layer, self.index)
+        picked = picked.reshape(len(picked), -1)  # a vector's channel is one number
         return picked.mean(1) if self.reduce == "mean" else picked.amax(1)
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, ModelError, PluginError
+from .errors import InputError, ModelError, PluginError, TargetError
 from .explanation import Explanation
 from .memory import Batches, batch_size
 from .models import Model, Survey, capture
@@ -181,6 +181,11 @@ class Request:
                 scores = class_scores(output, classes[index])
             case _:
                 scores = called(self.target, output, len(x))
+        if x.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+            raise TargetError(
+                "the score does not depend on the input in a way that gradients can follow; look for detach(), "
+                "no_grad() or integers in the model and in the target callable"
+            )
         if unmodified:
             self._base = _finite(scores.detach())
         return scores

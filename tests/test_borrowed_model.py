@@ -22,7 +22,7 @@ FASTER: dict[str, dict[str, Any]] = {"occlusion": {"window": 24, "stride": 24}}
 def network() -> nn.Module:
     """Return a real network in training mode, half frozen, with gradients and hooks of its owner's."""
     torch.manual_seed(0)
-    model = torchvision.models.densenet121(weights=None, memory_efficient=False)
+    model = torchvision.models.DenseNet(growth_rate=8, block_config=(2, 3, 3), num_init_features=16, num_classes=20)
     model.train()
     model.features.denseblock1.eval()
     for parameter in model.features.conv0.parameters():

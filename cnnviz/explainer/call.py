@@ -11,9 +11,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointError
 
 from .. import targets
-from ..errors import CnnvizError, InputError, LayerError, OptionError, PluginError
+from ..errors import CnnvizError, InputError, LayerError, ModelError, OptionError, PluginError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
 from ..models import Lender, Model, Survey, know_calls
@@ -159,27 +160,34 @@ class Call:
         return step
 
     def _result(self, request: Request) -> Explanation:
-        made = self.technique.function(request, self.options)
-        if isinstance(made, Explanation):
-            return made
-        if not isinstance(made, Tensor):
+        try:
+            made = self.technique.function(request, self.options)
+        except CheckpointError as error:
+            raise ModelError(
+                f"technique '{self.technique.name}' cannot follow a network that computes activations again while "
+                "gradients are taken (gradient checkpointing); switch that off, as with memory_efficient=False or "
+                "set_grad_checkpointing(False)"
+            ) from error
+        if not isinstance(made, (Tensor, Explanation)):
             raise PluginError(
                 f"technique '{self.technique.name}' returned {targets.describe(made)}, expected a tensor or an "
                 "explanation"
             )
-        values = made.detach()
-        if values.dim() != 4 or (self.samples is not None and len(values) != len(request.inputs)):
+        result = Heatmap(values=made.detach()) if isinstance(made, Tensor) else made
+        if isinstance(made, Tensor) and (
+            made.dim() != 4 or (self.samples is not None and len(made) != len(request.inputs))
+        ):
             raise PluginError(
                 f"technique '{self.technique.name}' returned {targets.describe(made)}, expected (N, C, h, w), a row "
                 "for each sample"
             )
-        wrong = int((~torch.isfinite(values)).sum())
+        wrong = sum(int((~torch.isfinite(tensor)).sum()) for tensor in result.tensors().values())
         if wrong:
             raise InputError(
                 f"technique '{self.technique.name}': {wrong} values of the result are not finite; look for NaN or huge "
                 "values in inputs and weights, or use a wider floating type"
             )
-        return Heatmap(values=values)
+        return result
 
     def _fused(self, results: list[Explanation]) -> Explanation:
         """Resize maps to the inputs where asked for, and fuse those of several layers by their mean."""

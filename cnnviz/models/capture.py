@@ -28,7 +28,7 @@ class LayerName(NamedTuple):
     def parse(cls, text: str) -> LayerName:
         """Split ``"block.relu#1"`` into module and call."""
         module, mark, call = text.partition("#")
-        if mark and not call.isdigit():
+        if mark and not call.isdecimal():
             raise LayerError(f"layer '{text}': expected NAME or NAME#K with K = 0, 1, …, the call of a reused module")
         return cls(module, int(call) if mark else None)
 

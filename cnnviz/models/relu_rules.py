@@ -27,7 +27,10 @@ _AT_ZERO = {  # functions that rectify only with some arguments: those whose low
     "threshold": ("threshold", 1, None),
     "_threshold": ("threshold", 1, None),
     "maximum": ("other", 1, None),
+    "fmax": ("other", 1, None),
+    "max": ("other", 1, None),  # of two tensors; the maximum over a dimension has no tensor there
 }
+_OF_TWO = frozenset(("maximum", "max", "fmax"))
 
 
 @contextmanager
@@ -40,9 +43,9 @@ def relu_rule(rule: Rule) -> Iterator[None]:
     - ``"guided"``: max(g, 0) · f' goes on (Springenberg 2015, figure 1).
 
     It acts on calls of this thread, not on modules: nn.ReLU, F.relu, torch.relu, Tensor.relu_, in-place and reused
-    ones, ReLU6 and hardtanh from 0, clamp(min=0), maximum(x, 0), threshold at 0. LeakyReLU, PReLU, ELU, SELU, CELU,
-    SiLU, GELU, Mish, Hardswish and Softplus follow the same two formulas with their own f'. Gates (sigmoid,
-    hardsigmoid, tanh) are left alone.
+    ones, ReLU6 and hardtanh from 0, clamp(min=0), the maximum of x and zeros, threshold at 0. LeakyReLU, PReLU, ELU,
+    SELU, CELU, SiLU, GELU, Mish, Hardswish and Softplus follow the same two formulas with their own f'. Gates
+    (sigmoid, hardsigmoid, tanh) are left alone.
 
     Raises:
         ModelError: nothing was rectified on a path that asks for gradients, so that the result would be the plain
@@ -113,7 +116,9 @@ def _rectifies(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
         return False
     key, place, default = _AT_ZERO[name]
     bound = args[place] if len(args) > place else kwargs.get(key, default)
-    if name == "maximum" and not _is_zero(bound):
+    if name in _OF_TWO and not isinstance(bound, Tensor):
+        return False
+    if name in _OF_TWO and not _is_zero(bound):
         bound = args[0] if args else kwargs.get("input")
     return _is_zero(bound)
 
@@ -127,10 +132,10 @@ def _is_zero(bound: Any) -> bool:
 def _split(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return the rectifier's input, and the rectifier as a function of it alone that changes nothing in place."""
     keywords = {key: value for key, value in kwargs.items() if key not in ("inplace", "input", "out")}
-    if name == "maximum":
+    if name in _OF_TWO:
         first, second = (*args, *(kwargs[key] for key in ("input", "other") if key in kwargs))[:2]
         x, bound = (second, first) if _is_zero(first) else (first, second)
-        return x, lambda value: torch.maximum(value, bound)
+        return x, lambda value: _PURE[name](value, bound)
     x, *rest = args or (kwargs["input"],)
     pure = _PURE[name]
     if _inplace_by_position(name, args):
@@ -144,6 +149,9 @@ _PURE: dict[str, Callable[..., Tensor]] = {
     "clamp": torch.clamp,
     "clip": torch.clamp,
     "clamp_min": torch.clamp_min,
+    "maximum": torch.maximum,
+    "max": torch.maximum,
+    "fmax": torch.fmax,
 }
 
 

@@ -99,6 +99,8 @@ class _Copier:
     def fill(self, twin: nn.Module, module: nn.Module) -> None:
         for key, value in module.__dict__.items():
             twin.__dict__[key] = self._attribute(key, value)
+        for hook in twin._forward_pre_hooks.values():  # weights that are computed may be older than what they are of
+            hook(twin, ())
 
     def _attribute(self, key: str, value: Any) -> Any:
         if key == "training":

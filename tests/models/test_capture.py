@@ -321,6 +321,16 @@ def test_nested_captures_each_see_their_layer(net: Net, x: Tensor) -> None:
     assert hooks(net) == 0
 
 
+def test_stop_of_an_outer_capture_goes_through_an_inner_one(net: Net, x: Tensor) -> None:
+    with torch.no_grad(), capture(net, "conv", stop=True) as outer, capture(net, "head") as inner:
+        net(x)
+    assert net.ran == ["start"]
+    assert torch.equal(outer.output, net.conv(x))
+    assert hooks(net) == 0
+    with pytest.raises(LayerError, match="'head' was never called"):
+        _ = inner.output
+
+
 # ---------------------------------------------------------------- gradients
 
 
@@ -425,7 +435,7 @@ def test_layer_that_is_never_called_is_an_error(net: Net, x: Tensor) -> None:
 
 
 def test_model_that_never_ran_is_an_error(net: Net) -> None:
-    with pytest.raises(LayerError, match="inside the with block"), capture(net, "conv"):
+    with pytest.raises(LayerError, match="'conv' was never called"), capture(net, "conv"):
         pass
 
 

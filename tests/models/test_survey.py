@@ -460,9 +460,9 @@ def prepared(parts: list[nn.Module]) -> nn.Module:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PARTS, min_size=1, max_size=4))
 def test_field_is_the_support_of_the_gradient(parts: list[nn.Module]) -> None:
-    # On a large example, so that a map of some size is left.
-    net = nn.Sequential(*parts).double()
-    found = survey(net, torch.zeros(1, CHANNELS, 400, 400, dtype=torch.float64), fields=True).layers[-1].receptive_field
+    # On an example so large that something is left of it at the end.
+    example = torch.zeros(1, CHANNELS, 1500, 1500, dtype=torch.float64, device="meta")
+    found = survey(nn.Sequential(*parts).double(), example, fields=True).layers[-1].receptive_field
     assert found is not None
     # The first unit whose field lies within the image, and the smallest image that holds it.
     unit = tuple(max(0, -(start // stride)) for start, stride in zip(found.start, found.stride, strict=True))
@@ -477,7 +477,7 @@ def test_field_is_the_support_of_the_gradient(parts: list[nn.Module]) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(PARTS, min_size=1, max_size=3), st.sampled_from([(0, 0), (-1, -1), (0, -1)]))
 def test_field_clipped_at_the_border_holds_the_support(parts: list[nn.Module], corner: Pair) -> None:
-    size = 64
+    size = 200
     x = torch.full((1, CHANNELS, size, size), 0.5, dtype=torch.float64).requires_grad_()
     found = survey(nn.Sequential(*parts).double(), x, fields=True).layers[-1]
     unit = [at % length for at, length in zip(corner, found.shape[1:], strict=True)]

@@ -23,12 +23,15 @@ def _number_or_numbers(value: Any) -> Any:
     return value
 
 
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class OcclusionOptions(Options):
     """Options of `occlusion`."""
 
     window: Pair = Field(32, description="height and width of the window in pixels, at most the image's")
     stride: Pair = Field(8, description="step between windows in pixels")
-    baseline: Annotated[float | tuple[float, ...] | ImageOption, BeforeValidator(_number_or_numbers)] = Field(
+    baseline: Annotated[_Number | tuple[_Number, ...] | ImageOption, BeforeValidator(_number_or_numbers)] = Field(
         0.0, description="what covers: a number, one per channel, or an image, in the units of the model's input"
     )
     method: Literal["auto", "dense"] = Field("auto", description="dense runs every covered image through the network")

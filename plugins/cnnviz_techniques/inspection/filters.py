@@ -47,7 +47,7 @@ def filters(request: Request, options: FiltersOptions) -> Gallery:
 def _pictures(values: Tensor, scale: str) -> Tensor:
     magnitude = values.abs().amax((1, 2, 3), keepdim=True) if scale == "each" else values.abs().max()
     centred = values / magnitude.clamp(min=torch.finfo(values.dtype).tiny)
-    return (0.5 + 0.5 * centred).clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
+    return (0.5 + 0.5 * centred).float().clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
 
 
 @hookimpl
