@@ -350,8 +350,14 @@ def test_timm_model_with_random_weights(timm: Any) -> None:
     assert not model.module.training
 
 
+SQUASHING = pytest.param(
+    "convnextv2_nano.fcmae_ft_in22k_in1k_384",
+    marks=pytest.mark.xfail(reason="crop_mode 'squash', as of one model in twelve, is cropped like 'center'"),
+)
+
+
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "mobilenetv3_small_050", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+    "name", ["resnet10t", "mobilenetv3_small_050", "tf_efficientnet_lite0", "vit_tiny_patch16_224", SQUASHING]
 )
 def test_timm_preprocessing_is_timms_own(timm: Any, name: str, photograph: Image.Image) -> None:
     model = load_model(f"timm:{name}", weights=None)
