@@ -1,4 +1,4 @@
-"""Hot-path operators: each has one schema, a PyTorch reference, a fake and a backward; native kernels join per device."""
+"""Hot-path operators: each has one schema, a reference in PyTorch, a fake and, where named, a backward."""
 
 from .crop_patches import crop_patches
 from .gram_matrix import gram_matrix

@@ -27,7 +27,7 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, .
         isinstance(value, Tensor)
         and value.dtype == torch.int64
         and value.dim() == len(shape)
-        and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
+        and all(want is None or have == want for want, have in zip(shape, value.shape, strict=True))
     )
     if not fits:
         got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
@@ -41,7 +41,7 @@ def within(operator: str, name: str, value: Tensor, stop: int) -> None:
     Raises:
         ValueError: one is not.
     """
-    if value.numel() and not (0 <= int(value.min()) and int(value.max()) < stop):
+    if value.numel() and (int(value.min()) < 0 or int(value.max()) >= stop):
         raise ValueError(f"{operator}: {name} has values from {value.min()} to {value.max()}, expected 0 to {stop - 1}")
 
 

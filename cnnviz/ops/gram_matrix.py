@@ -30,7 +30,8 @@ def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
 @torch.library.custom_op("cnnviz::gram_matrix", mutates_args=())
 def _gram_matrix(x: Tensor, normalise: bool) -> Tensor:
     flat = x.flatten(2)
-    return (flat @ flat.mT) / _divisor(x, normalise)
+    upper = ((flat @ flat.mT) / _divisor(x, normalise)).triu()
+    return upper + upper.triu(1).mT  # a product's two halves may differ in their last bit
 
 
 def _divisor(x: Tensor, normalise: bool) -> int:

@@ -69,9 +69,9 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
 
 
 def _spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Return start and stop of each window along one axis; the last ones are clipped at the border."""
+    """Return start and stop of each window along one axis; the last is clipped at the border, to nothing maybe."""
     steps = math.ceil((size - window) / stride) + 1
-    return [(step * stride, min(step * stride + window, size)) for step in range(steps)]
+    return [(min(step * stride, size), min(step * stride + window, size)) for step in range(steps)]
 
 
 def _cover(request: Request, baseline: float | tuple[float, ...] | ImageOption) -> Tensor:
