@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError, OptionError
+from ..ops import guided_relu
 from .receptive_field import function_name
 
 Rule = Literal["deconvnet", "guided"]
@@ -89,7 +90,7 @@ class _RuleMode(TorchFunctionMode):
         if not (x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
         self.hits += 1
-        result: Tensor = _Ruled.apply(x, self.rule, name, plain)
+        result: Tensor = guided_relu(x, self.rule) if name == "relu" else _Ruled.apply(x, self.rule, plain)
         if kwargs.get("out") is not None:
             in_place, x = True, kwargs["out"]
         return x.copy_(result) if in_place else result
@@ -156,17 +157,13 @@ _PURE: dict[str, Callable[..., Tensor]] = {
 
 
 class _Ruled(torch.autograd.Function):
-    """A rectifier with its own forward and a ruled backward; keeps one byte (smooth ones: one value) per element."""
+    """Any other rectifier with its own forward and a ruled backward; keeps its slope at each element."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rule: Rule, name: str, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rule: Rule, plain: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.rule = rule
         if rule == "deconvnet":
             return plain(x)
-        if name == "relu":
-            y = plain(x)
-            ctx.save_for_backward(y > 0)
-            return y
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = plain(leaf)
@@ -179,4 +176,4 @@ class _Ruled(torch.autograd.Function):
         passed = grads[0].clamp(min=0)
         if ctx.rule == "guided":
             passed = passed * ctx.saved_tensors[0]
-        return passed, None, None, None
+        return passed, None, None

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from cnnviz import Field, ImageOption, InputError, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz.ops import occlude
 
 
 def _number_or_numbers(value: Any) -> Any:
@@ -53,30 +54,28 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
     columns = _spans(width, options.window[1], options.stride[1])
     boxes = [(*row, *column) for row in rows for column in columns]
     cover = _cover(request, options.baseline)
+    owner = torch.arange(count).repeat_interleave(len(boxes))
+    windows = torch.cat([owner[:, None], torch.tensor(boxes).repeat(count, 1)], 1)
+    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
     def covered(start: int, stop: int) -> Tensor:
-        made = images[[number // len(boxes) for number in range(start, stop)]]
-        for place, number in enumerate(range(start, stop)):
-            top, bottom, left, right = boxes[number % len(boxes)]
-            made[place, :, top:bottom, left:right] = cover[:, top:bottom, left:right]
-        return made
+        return occlude(images, windows[start:stop], cover, channels_last=channels_last)
 
     with torch.no_grad():
         original = request.score()
-    owner = torch.arange(count).repeat_interleave(len(boxes))
     scores = request.sweep(covered, count * len(boxes), owner)
     drops = original.double()[:, None] - scores.double().reshape(count, len(boxes))
     return _mean_over_windows(drops.reshape(count, len(rows), len(columns)), rows, columns, (height, width)).to(images)
 
 
 def _spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Return start and stop of each window along one axis; the last ones are clipped at the border."""
+    """Return start and stop of each window along one axis; the last is clipped at the border, to nothing maybe."""
     steps = math.ceil((size - window) / stride) + 1
-    return [(step * stride, min(step * stride + window, size)) for step in range(steps)]
+    return [(min(step * stride, size), min(step * stride + window, size)) for step in range(steps)]
 
 
 def _cover(request: Request, baseline: float | tuple[float, ...] | ImageOption) -> Tensor:
-    """Return the covering image, (C, H, W)."""
+    """Return what covers, (C, H, W) or (C, 1, 1)."""
     shape = request.inputs.shape[1:]
     if isinstance(baseline, ImageOption):
         image = request.image(baseline)[0]
@@ -89,7 +88,7 @@ def _cover(request: Request, baseline: float | tuple[float, ...] | ImageOption) 
             f"option 'baseline' of 'occlusion': got {len(values)} numbers, expected one, or one for each of the "
             f"{shape[0]} channels"
         )
-    return request.inputs.new_tensor(values)[:, None, None].expand(shape)
+    return request.inputs.new_tensor(values)[:, None, None]
 
 
 def _mean_over_windows(

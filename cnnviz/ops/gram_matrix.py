@@ -1,0 +1,58 @@
+"""Gram matrices of feature maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check
+
+
+def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
+    """Return the inner products of all pairs of channels: (N, C, H, W) -> (N, C, C), symmetric.
+
+    Args:
+        x: feature maps; float32, float64, float16 or bfloat16.
+        normalise: divide by C · H · W (Johnson 2016, equation 4); otherwise the plain sums (Gatys 2015, equation 1).
+
+    Raises:
+        ValueError: `x` is no floating (N, C, H, W) tensor.
+
+    Differentiable twice.
+    """
+    _check.floating("gram_matrix", "x", x, "NCHW")
+    made: Tensor = _gram_matrix(x, normalise)
+    return made
+
+
+@torch.library.custom_op("cnnviz::gram_matrix", mutates_args=())
+def _gram_matrix(x: Tensor, normalise: bool) -> Tensor:
+    flat = x.flatten(2)
+    upper = ((flat @ flat.mT) / _divisor(x, normalise)).triu()
+    return upper + upper.triu(1).mT  # a product's two halves may differ in their last bit
+
+
+def _divisor(x: Tensor, normalise: bool) -> int:
+    return max(x.shape[1] * x.shape[2] * x.shape[3], 1) if normalise else 1
+
+
+@_gram_matrix.register_fake
+def _(x: Tensor, normalise: bool) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], x.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+    x, normalise = inputs
+    ctx.save_for_backward(x)
+    ctx.normalise = normalise
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (x,) = ctx.saved_tensors
+    both = (grad + grad.mT) / _divisor(x, ctx.normalise)
+    return (both @ x.flatten(2)).reshape(x.shape), None
+
+
+_gram_matrix.register_autograd(_backward, setup_context=_setup)

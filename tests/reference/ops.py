@@ -1,0 +1,72 @@
+"""The operators, spelled out in plain loops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
+    """Sum the products of every pair of channels, pixel by pixel."""
+    count, channels, height, width = x.shape
+    made = x.new_zeros(count, channels, channels)
+    for n in range(count):
+        for i in range(channels):
+            for j in range(channels):
+                total = (x[n, i] * x[n, j]).sum()
+                made[n, i, j] = total / (channels * height * width) if normalise else total
+    return made
+
+
+def guided_relu_gradient(x: Tensor, grad: Tensor, rule: str) -> Tensor:
+    """Decide for each element by itself what goes on."""
+    made = torch.zeros_like(grad)
+    for place in range(x.numel()):
+        value, g = float(x.reshape(-1)[place]), float(grad.reshape(-1)[place])
+        passes = {"plain": value > 0, "deconvnet": g > 0, "guided": value > 0 and g > 0}[rule]
+        made.view(-1)[place] = g if passes else 0.0
+    return made
+
+
+def occlude(images: Tensor, windows: Tensor, baseline: Tensor) -> Tensor:
+    """Copy an image and overwrite its window, one after the other."""
+    made = []
+    for row, top, bottom, left, right in windows.tolist():
+        image = images[row].clone()
+        for c in range(image.shape[0]):
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    image[c, y, x] = baseline.expand(image.shape)[c, y, x]
+        made.append(image)
+    return torch.stack(made) if made else images[:0]
+
+
+def crop_patches(images: Tensor, index: Tensor, yx: Tensor, size: tuple[int, int], *, pad: float = 0.0) -> Tensor:
+    """Read pixel by pixel, or the padding."""
+    _, channels, height, width = images.shape
+    rows = []
+    for n, (top, left) in zip(index.tolist(), yx.tolist(), strict=True):
+        patch = images.new_full((channels, *size), pad)
+        for y in range(size[0]):
+            for x in range(size[1]):
+                if 0 <= top + y < height and 0 <= left + x < width:
+                    patch[:, y, x] = images[n, :, top + y, left + x]
+        rows.append(patch)
+    return torch.stack(rows) if rows else images.new_zeros(0, channels, *size)
+
+
+def overlay_crop(
+    base: Tensor, patch: Tensor, patch_yx: Tensor, crop_yx: Tensor, size: tuple[int, int], *, pad: float = 0.0
+) -> Tensor:
+    """Paste each patch into a whole map, then crop that."""
+    rows = []
+    _, _, height, width = base.shape
+    for k in range(len(patch)):
+        whole = base[0].clone()
+        top, left = patch_yx[k].tolist()
+        for y in range(patch.shape[2]):
+            for x in range(patch.shape[3]):
+                if 0 <= top + y < height and 0 <= left + x < width:
+                    whole[:, top + y, left + x] = patch[k, :, y, x]
+        rows.append(crop_patches(whole[None], torch.zeros(1, dtype=torch.long), crop_yx[k : k + 1], size, pad=pad)[0])
+    return torch.stack(rows) if rows else base.new_zeros(0, base.shape[1], *size)
