@@ -179,7 +179,9 @@ def _told(technique: str, options: type[Options], name: str, problems: list[Any]
         have = f"it has {', '.join(map(repr, known))}" if known else "it has none"
         return f"unknown option '{name}' of '{technique}'{nearest(name, known)}; {have}"
     got = "nothing" if problems[0]["type"] == "missing" else _shown(problems[0]["input"])
-    reasons = [p["msg"] for p in problems if p["type"] in _OWN_WORDS and isinstance(p["input"], (str, Path, bytes))]
+    reasons = [
+        p["msg"] for p in problems if p["type"] in _OWN_WORDS and isinstance(p["input"], (str, Path, bytes, Tensor))
+    ]
     why = f" ({reasons[0].removeprefix('Value error, ')})" if reasons else ""
     return (
         f"option '{name}' of '{technique}': got {got}, expected {expectation(options, name) or 'something else'}{why}"

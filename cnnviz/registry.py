@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -60,21 +61,24 @@ class Selection:
         """Read CNNVIZ_DISABLE_PLUGINS (1), CNNVIZ_ALLOW_PLUGINS and CNNVIZ_BLOCK_PLUGINS (comma-separated)."""
         allow = os.environ.get("CNNVIZ_ALLOW_PLUGINS")
         return cls(
-            disable=os.environ.get("CNNVIZ_DISABLE_PLUGINS", "0") not in ("", "0"),
+            disable=os.environ.get("CNNVIZ_DISABLE_PLUGINS", "").lower() not in ("", "0", "false", "no", "off"),
             allow=None if allow is None else _names(allow),
             block=_names(os.environ.get("CNNVIZ_BLOCK_PLUGINS", "")),
         )
 
     def admits(self, offer: Offer) -> bool:
         """Whether the technique may be used."""
-        names = {offer.name, offer.distribution}
-        if names & self.block:
+        names = _names(f"{offer.name},{offer.distribution}")
+        if names & _names(",".join(self.block)):
             return False
-        return offer.distribution == OWN or not (self.disable or (self.allow is not None and not names & self.allow))
+        if offer.distribution == OWN:
+            return True
+        return not self.disable and (self.allow is None or bool(names & _names(",".join(self.allow))))
 
 
 def _names(text: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in text.split(",") if part.strip())
+    """Split at commas and spell as packaging does: ``Acme_Viz`` is ``acme-viz``."""
+    return frozenset(re.sub(r"[-_.]+", "-", part.strip()).lower() for part in text.split(",") if part.strip())
 
 
 class Registry(Mapping[str, Technique]):

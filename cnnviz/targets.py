@@ -209,6 +209,8 @@ def describe(value: Any) -> str:
             return "a dict with " + ", ".join(f"{key!r} {_shape(item)}" for key, item in list(value.items())[:4])
         case list() | tuple():
             return f"a {type(value).__name__} of " + ", ".join(_shape(item) for item in value[:4])
+        case _ if hasattr(value, "shape"):
+            return f"{type(value).__name__} {tuple(value.shape)}"
         case _:
             return f"{type(value).__name__} {value!r}"[:80]
 

@@ -45,13 +45,6 @@ def mixes_samples(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     return heat / heat.abs().max()
 
 
-def writes_to_inputs(request: cnnviz.Request, options: _Options) -> torch.Tensor:
-    """Change the caller's tensor."""
-    heat = _gradient(request)
-    request.inputs.zero_()
-    return heat
-
-
 def writes_to_weights(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     """Change the caller's weights."""
     heat = _gradient(request)
@@ -80,7 +73,6 @@ def swallows_cancellation(request: cnnviz.Request, options: _Options) -> torch.T
         (draws_globally, "different results"),
         (draws_per_sample, "of its samples alone"),
         (mixes_samples, "of its samples alone"),
-        (writes_to_inputs, "changed its inputs|different results"),
         (writes_to_weights, "changed the model|different results"),
         (keeps_graph, r"expected \(N, C, h, w\)"),
         (undocumented, "no docstring"),

@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "DDS")
+"""What is decoded: formats that Pillow reads by itself. PostScript, which would start another program, is not."""
+
 MAX_PIXELS: Final = 64_000_000
 """Largest picture that is decoded; a larger one is refused before its pixels are read."""
 
@@ -34,11 +37,11 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         return _decode(io.BytesIO(source), f"the image of {len(source)} bytes", empty=not source)
     path = Path(source).expanduser()
     name = f"image '{source}'"
-    if not path.exists():
-        raise InputError(f"{name} does not exist; give the path of an image file")
-    if not path.is_file():
-        raise InputError(f"{name} is not a file; give the path of an image file")
     try:
+        if not path.exists():
+            raise InputError(f"{name} does not exist; give the path of an image file")
+        if not path.is_file():
+            raise InputError(f"{name} is not a file; give the path of an image file")
         with path.open("rb") as file:
             return _decode(file, name, empty=path.stat().st_size == 0)
     except OSError as error:
@@ -54,7 +57,7 @@ def _decode(file: io.IOBase, name: str, *, empty: bool) -> Image.Image:
     if empty:
         raise InputError(f"{name} is empty (0 bytes); copy or download it again")
     try:
-        image = Image.open(file)  # type: ignore[arg-type]  # any readable binary file will do
+        image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]  # any readable binary file will do
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter under -W error
         raise InputError(f"{name} is too large: {error}; scale it down first") from error
     except Exception as error:  # decoders raise whatever their format's parser meets

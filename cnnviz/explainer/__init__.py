@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import targets
-from ..errors import InputError, LayerError, ModelError, OptionError
+from ..errors import InputError, LayerError, ModelError, OptionError, PluginError
 from ..explanation import Explanation, Provenance
 from ..memory import parse_memory
 from ..models import Lender, Model, find_module, fingerprint
@@ -96,6 +96,8 @@ class Explainer:
         self._offer: Offer | None = None
         if isinstance(technique, Technique):
             self.technique = technique
+        elif not isinstance(technique, str):
+            raise PluginError(f"technique: got {targets.describe(technique)}, expected a name or a cnnviz.Technique")
         else:
             self.technique = techniques()[technique]
             self._offer = techniques().offer(technique)
@@ -120,6 +122,8 @@ class Explainer:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            if self._lender is not None:
+                self._lender.refresh()
             call = Call(
                 self.technique,
                 self.options,
@@ -147,7 +151,7 @@ class Explainer:
 
     def _named(self, layer: str | Sequence[str] | None) -> tuple[str, ...]:
         """Return the layers as they were named, after checking that they exist and how many the technique takes."""
-        names = () if layer is None else (layer,) if isinstance(layer, str) else tuple(layer)
+        names: tuple[Any, ...] = () if layer is None else tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
         takes, technique = self.technique.layers, f"technique '{self.technique.name}'"
         if takes != "none" and self._lender is None:
             raise ModelError(f"{technique} looks into a model; give one as the first argument")

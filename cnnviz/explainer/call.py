@@ -21,6 +21,9 @@ from ..models import Lender, Model, Survey, know_calls
 from ..options import Options
 from ..technique import Progress, Request, Technique
 
+_STEPS = 1000
+"""Progress is counted in thousandths of a sample's layer, whatever a technique's own steps are."""
+
 _draws = threading.RLock()
 """Held by calls whose model draws random numbers, since there is one global generator for all threads."""
 
@@ -53,6 +56,7 @@ class Call:
         self.progress = progress
         self.batches = Batches()
         self.target_words: str | None = None
+        self.reached = 0
         self.layers = self._full_names(layers)
 
     @cached_property
@@ -75,7 +79,7 @@ class Call:
     def run(self, replica: nn.Module | None) -> Explanation:
         """Return the technique's result for all samples and layers, without provenance."""
         if replica is not None and self.samples is not None:
-            know_calls(replica, self.survey.counts)
+            know_calls(replica, self.survey.counts if self.survey.fixed else {})
         with self._own_randomness():
             if self.technique.inputs != "each" or self.samples is None:
                 return self._part(replica, 0, 1 if self.samples is None else len(self.samples))
@@ -93,7 +97,9 @@ class Call:
             return
         devices = [self.samples.device] if self.samples.is_cuda else []
         with _draws, torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU too
+            for device in devices:
+                torch.cuda.default_generators[device.index or 0].manual_seed(self.seed)
             yield
 
     def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +153,7 @@ class Call:
         return self._scored(result, requests[0]) if isinstance(result, Heatmap) else result
 
     def _step(self, start: int, stop: int, number: int) -> Progress:
-        """Return a progress function for one part and layer, which counts in steps of the whole."""
+        """Return a progress function for one part and layer, which counts in parts of the whole."""
         if self.progress is None:
             return _ignore
         whole = self.progress
@@ -155,7 +161,9 @@ class Call:
         before = start * layers + (stop - start) * number
 
         def step(done: int, total: int) -> None:
-            whole(before * total + (stop - start) * done, rows * layers * total)
+            reached = before * _STEPS + (stop - start) * done * _STEPS // max(total, 1)
+            self.reached = max(self.reached, reached)  # a batch that was halved begins again
+            whole(self.reached, rows * layers * _STEPS)
 
         return step
 

@@ -26,8 +26,8 @@ def prepare(inputs: Any, model: Model | None) -> tuple[Tensor, Tensor]:
     """
     samples = _checked(inputs, model) if isinstance(inputs, Tensor) else _opened(inputs, model)
     with torch.inference_mode(False), torch.no_grad():
-        # An inference tensor cannot take part in gradients; its clone can.
-        samples = samples.clone() if samples.is_inference() else samples.detach()
+        # A clone, which a faulty technique may write to, and which can take part in gradients if an inference tensor.
+        samples = samples.detach().clone() if isinstance(inputs, Tensor) else samples
         return samples, _pictures(samples, model)
 
 
@@ -62,8 +62,8 @@ def _opened(inputs: Any, model: Model | None) -> Tensor:
         raise InputError("inputs: got an empty list, expected at least one picture")
     if all(isinstance(item, Tensor) for item in items):
         sizes = sorted({tuple(item.shape) for item in items})
-        told = f"of different sizes {', '.join(map(str, sizes))}; resize them to one and" if len(sizes) > 1 else "; use"
-        raise InputError(f"inputs: got a list of {len(items)} tensors {told} torch.stack them to (N, C, H, W)")
+        sized = f" of different sizes {', '.join(map(str, sizes))}; resize them to one and" if len(sizes) > 1 else ";"
+        raise InputError(f"inputs: got a list of {len(items)} tensors{sized} torch.stack them to (N, C, H, W)")
     for item in items:
         if not isinstance(item, (str, Path, Image.Image)):
             expected = "a tensor (N, C, H, W), a path, a PIL image, or a list of these two"

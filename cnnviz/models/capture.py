@@ -40,7 +40,7 @@ def find_module(model: nn.Module, layer: str) -> nn.Module:
         LayerError: there is none; says which names are nearest.
     """
     name = LayerName.parse(layer).module
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))  # a shared one has several names
     if name not in modules or not name:
         kind = type(model).__name__
         known = nearest(name, (known for known in modules if known))
@@ -161,7 +161,7 @@ def capture(
         stack.callback(_remove, handles)
         for name, module in modules.items():
             if side == "input":
-                handles.append(module.register_forward_pre_hook(watch.before(name)))
+                handles.append(module.register_forward_pre_hook(watch.before(name), with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(watch.after(name)))
         try:
@@ -197,7 +197,7 @@ class _Watch:
         if self.stop:
             counts: Mapping[str, int] = {}
             if any(name.call is None for name in self.names.values()):
-                counts = _calls.get(module) or count_calls(module, args, kwargs)
+                counts = _calls[module] if module in _calls else count_calls(module, args, kwargs)
             # A layer named without its call is seen only at the last one; where that is not known, all must run.
             known = all(name.call is not None or name.module in counts for name in self.names.values())
             self.waiting = (
@@ -211,10 +211,13 @@ class _Watch:
         return torch.utils._pytree.tree_map(_usable, (args, kwargs)) if self.grad else None
 
     def before(self, name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> Any:
-            if threading.get_ident() != self.thread or not args:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if threading.get_ident() != self.thread or not (args or kwargs):
                 return None
-            return self._record(name, args[0], lambda passed: (passed, *args[1:]))
+            if args:
+                return self._record(name, args[0], lambda passed: ((passed, *args[1:]), kwargs))
+            first = next(iter(kwargs))
+            return self._record(name, kwargs[first], lambda passed: (args, {**kwargs, first: passed}))
 
         return hook
 

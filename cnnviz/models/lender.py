@@ -23,49 +23,55 @@ class Lender:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = unwrap(module)
+        replica = replicate(self.module)  # what cannot be replicated is refused here
         self._lock = threading.Lock()
         self._stamp = stamp(self.module)
-        self._idle = [replicate(self.module)]  # what cannot be replicated is refused here
+        self._idle: list[tuple[nn.Module, Hashable]] = [(replica, stamp(replica))]
         self._fingerprint = ""
+
+    def refresh(self) -> None:
+        """Look whether the model changed since the last call, and forget what was made of the old one if so."""
+        now = stamp(self.module)
+        with self._lock:
+            if now != self._stamp:
+                self._stamp, self._idle, self._fingerprint = now, [], ""
 
     @contextmanager
     def borrow(self) -> Iterator[nn.Module]:
-        """Lend a replica. After an exception it is thrown away, since it may be in any state."""
-        now = stamp(self.module)
+        """Lend a replica.
+
+        It is thrown away after an exception, since it may be in any state, and when its forward pass kept notes on it.
+        """
         with self._lock:
-            self._renew(now)
-            replica = self._idle.pop() if self._idle else None
-        replica = replica or replicate(self.module)
+            made_for = self._stamp
+            replica, mark = self._idle.pop() if self._idle else (None, None)
+        if replica is None:
+            replica = replicate(self.module)
+            mark = stamp(replica)
         yield replica
-        self._give_back(replica, now)
+        if stamp(replica) == mark:
+            with self._lock:
+                if made_for == self._stamp:
+                    self._idle.append((replica, mark))
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the weights, made once and again after they changed."""
-        now = stamp(self.module)
         with self._lock:
-            self._renew(now)
             self._fingerprint = self._fingerprint or fingerprint(*(t for _, t in named_tensors(self.module)))
             return self._fingerprint
 
     def survey(self, example: Tensor) -> Survey:
         """Return the survey of a forward pass on such an input; remembered as long as the model stays as it is."""
-        now = stamp(self.module)
+        now = self._stamp
         key = (tuple(example.shape[1:]), example.dtype, str(example.device))
         with _surveys_lock:
             seen, known = _surveys.get(self.module, (None, {}))
             if seen == now and key in known:
                 return known[key]
         made = survey(self.module, example)
+        if not made.fixed:
+            return made
         with _surveys_lock:
             seen, known = _surveys.get(self.module, (None, {}))
             _surveys[self.module] = (now, {**(known if seen == now else {}), key: made})
         return made
-
-    def _renew(self, now: Hashable) -> None:
-        if now != self._stamp:
-            self._stamp, self._idle, self._fingerprint = now, [], ""
-
-    def _give_back(self, replica: nn.Module, made_for: Hashable) -> None:
-        with self._lock:
-            if made_for == self._stamp:
-                self._idle.append(replica)

@@ -87,12 +87,25 @@ class FieldTracker(TorchFunctionMode):
         shape = tuple(tracked[0].shape) if tracked else ()
         result = func(*args, **kwargs)
         outputs = _tensors(result)
+        name = function_name(func)
         if sources and outputs:
-            op = _Op(function_name(func), sources[0], args, kwargs, shape, tuple(outputs[0].shape))
-            seen = _rule(op, sources)
+            op = _Op(name, sources[0], args, kwargs, shape, tuple(outputs[0].shape))
+            even = all(tensor.shape[2:] == tracked[0].shape[2:] for tensor in tracked if tensor.dim() == 4)
+            seen = _rule(op, sources) if even else _WHOLE  # broadcast along space: one value for many places
             for tensor in outputs:
                 self._note(tensor, seen)
+        self._written(name, args)
         return result
+
+    def _written(self, name: str, args: tuple[Any, ...]) -> None:
+        """Give up on what was written to in part: by an index, or in place through a view of it."""
+        if not args or not isinstance(args[0], Tensor) or not (name == "__setitem__" or _in_place(name)):
+            return
+        whole = args[0]._base
+        if name == "__setitem__":
+            self._note(args[0], _WHOLE)
+        if whole is not None:
+            self._note(whole, _WHOLE)
 
 
 def function_name(func: Any) -> str:
@@ -101,6 +114,12 @@ def function_name(func: Any) -> str:
     if name in ("fn", "boolean_dispatch"):
         name = (resolve_name(func) or name).rpartition(".")[2]
     return name.split(".")[0]
+
+
+def _in_place(name: str) -> bool:
+    if name.endswith("__"):
+        return name.startswith("__i") and name not in {"__int__", "__index__", "__invert__", "__iter__"}
+    return name.endswith("_")
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -141,7 +160,7 @@ class _Op:
 _POINTWISE = frozenset(
     """relu relu6 leaky_relu prelu rrelu elu selu celu silu gelu mish softplus softsign hardswish hardsigmoid hardtanh
     sigmoid tanh logsigmoid threshold _threshold clamp clamp_min clamp_max clip abs neg exp log sqrt rsqrt pow square
-    erf add sub subtract rsub mul multiply div divide true_divide maximum minimum where addcmul batch_norm dropout
+    erf add sub subtract rsub mul multiply div divide true_divide maximum minimum where addcmul dropout
     dropout1d dropout2d alpha_dropout feature_dropout feature_alpha_dropout contiguous clone detach to float half
     double bfloat16 type_as requires_grad lerp cat concat concatenate stochastic_depth
     __radd__ __rmul__ __rsub__""".split()  # noqa: SIM905  # a list of words reads better than a list of strings
@@ -198,7 +217,8 @@ def _avg_pool(op: _Op) -> _Seen:
 
 def _pad(op: _Op) -> _Seen:
     amounts: list[int] = [*op.argument(1, "pad", ()), 0, 0, 0, 0]
-    if op.seen.axes != (2, 3) or any(amounts[4:]):
+    # Other modes repeat pixels from elsewhere in the image.
+    if op.seen.axes != (2, 3) or any(amounts[4:]) or op.argument(2, "mode", "constant") != "constant":
         return _WHOLE
     return _Seen(op.field.slid((1, 1), (1, 1), (amounts[2], amounts[0]), (1, 1)))
 
@@ -216,6 +236,11 @@ def _linear(op: _Op) -> _Seen:
 def _layer_norm(op: _Op) -> _Seen:
     first = len(op.shape) - len(op.argument(1, "normalized_shape"))
     return _WHOLE if max(op.seen.axes) >= first else op.seen
+
+
+def _batch_norm(op: _Op) -> _Seen:
+    """Keep the field where stored statistics are used; those of the batch depend on every pixel."""
+    return _WHOLE if op.argument(5, "training", False) else op.seen
 
 
 def _permute(op: _Op) -> _Seen:
@@ -244,6 +269,7 @@ _RULES: dict[str, Callable[[_Op], _Seen]] = {
     "max_pool2d_with_indices": _max_pool,
     "avg_pool2d": _avg_pool,
     "pad": _pad,
+    "batch_norm": _batch_norm,
     "linear": _linear,
     "layer_norm": _layer_norm,
     "permute": _permute,

@@ -47,20 +47,7 @@ def replicate(model: nn.Module, *, device: str | None = None) -> nn.Module:
         ModelError: TorchScript, an exported program, a lazy module that never ran, a module whose `forward` was set on
             the instance, or parameters made in inference mode; with the remedy.
     """
-    model = unwrap(model)
-    modules = [(name, module) for name, module in model.named_modules()]
-    for name, module in modules:
-        _refuse(name or type(model).__name__, module)
-    memo: dict[int, Any] = {id(module): object.__new__(type(module)) for _, module in modules}
-    copier = _Copier(memo, device)
-    for _, module in modules:
-        if unwrap(module) is not module:  # a wrapper within: the replica holds what it wraps
-            memo[id(module)] = memo[id(unwrap(module))]
-    for _, module in modules:
-        if unwrap(module) is module:
-            copier.fill(memo[id(module)], module)
-    twin: nn.Module = memo[id(model)]
-    return twin
+    return _Copier(device).module(model, "")
 
 
 def _refuse(name: str, module: nn.Module) -> None:
@@ -90,19 +77,30 @@ def _refuse(name: str, module: nn.Module) -> None:
 
 
 class _Copier:
-    """Copies what hangs on a module; `memo` maps the id of an original to its copy, as in `copy.deepcopy`."""
+    """Copies a module with what hangs on it; `memo` maps the id of an original to its copy, as in `copy.deepcopy`."""
 
-    def __init__(self, memo: dict[int, Any], device: str | None) -> None:
-        self.memo = memo
+    def __init__(self, device: str | None) -> None:
+        self.memo: dict[int, Any] = {}
         self.device = device
 
-    def fill(self, twin: nn.Module, module: nn.Module) -> None:
-        for key, value in module.__dict__.items():
-            twin.__dict__[key] = self._attribute(key, value)
+    def module(self, module: nn.Module, name: str) -> nn.Module:
+        """Return the replica of `module`, whose dotted name is `name`."""
+        inner = unwrap(module)
+        if id(inner) in self.memo:
+            found: nn.Module = self.memo[id(inner)]
+            return found
+        _refuse(name or type(inner).__name__, inner)
+        twin: nn.Module = object.__new__(type(inner))
+        self.memo[id(inner)] = self.memo[id(module)] = twin
+        # Tensors first, as a deep copy of an attribute should find those that it refers to.
+        for key, value in sorted(vars(inner).items(), key=lambda item: item[0] not in ("_parameters", "_buffers")):
+            twin.__dict__[key] = self._attribute(key, value, name)
+        twin.__dict__ = {key: twin.__dict__[key] for key in vars(inner)}
         for hook in twin._forward_pre_hooks.values():  # weights that are computed may be older than what they are of
             hook(twin, ())
+        return twin
 
-    def _attribute(self, key: str, value: Any) -> Any:
+    def _attribute(self, key: str, value: Any, name: str) -> Any:
         if key == "training":
             return False
         if key in _HOOK_TABLES:
@@ -112,34 +110,70 @@ class _Copier:
         if key == "_compiled_call_impl":
             return None
         if key == "_modules":
-            return {name: None if child is None else self.memo[id(child)] for name, child in value.items()}
+            return {
+                at: None if child is None else self.module(child, f"{name}.{at}".lstrip("."))
+                for at, child in value.items()
+            }
         return self.copy(value)
 
     def copy(self, value: Any) -> Any:
+        """Return a copy of anything; what cannot be copied (a lock, a file) is shared."""
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
         match value:
+            case nn.Module():
+                return self.module(value, type(value).__name__)
             case torch.Tensor():
                 made: Any = self._tensor(value)
             case types.MethodType():
                 return types.MethodType(value.__func__, self.copy(value.__self__))
+            case types.FunctionType() if value.__closure__:
+                cells = tuple(types.CellType(*self._content(cell)) for cell in value.__closure__)
+                made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+                made.__kwdefaults__ = value.__kwdefaults__
             case functools.partial():
                 keywords = {key: self.copy(item) for key, item in value.keywords.items()}
                 return functools.partial(self.copy(value.func), *map(self.copy, value.args), **keywords)
-            case list() | set() if type(value) in (list, set):
-                made = type(value)(self.copy(item) for item in value)
+            case list() | set() | dict() if type(value) in (list, set, dict, OrderedDict):
+                return self._container(value)
             case tuple() if type(value) is tuple:
                 return tuple(self.copy(item) for item in value)
-            case dict() if type(value) in (dict, OrderedDict):
-                made = type(value)((key, self.copy(item)) for key, item in value.items())
             case _:
-                try:
-                    made = copy.deepcopy(value, self.memo)
-                except Exception:  # noqa: BLE001  # a lock, a generator, a file: shared, as it cannot be copied
-                    return value
+                made = self._object(value)
         self.memo[id(value)] = made
+        return made
+
+    def _content(self, cell: types.CellType) -> tuple[Any, ...]:
+        try:
+            return (self.copy(cell.cell_contents),)
+        except ValueError:  # an empty cell
+            return ()
+
+    def _container(self, value: Any) -> Any:
+        made = self.memo[id(value)] = type(value)()  # first, as it may hold itself
+        if isinstance(value, dict):
+            made.update((key, self.copy(item)) for key, item in value.items())
+        elif isinstance(value, list):
+            made.extend(self.copy(item) for item in value)
+        else:
+            made.update(self.copy(item) for item in value)
+        return made
+
+    def _object(self, value: Any) -> Any:
+        try:
+            return copy.deepcopy(value, self.memo)
+        except Exception:  # noqa: BLE001  # whatever a stranger's __reduce__ raises
+            if isinstance(value, type) or not hasattr(value, "__dict__"):
+                return value
+        try:
+            made = object.__new__(type(value))
+        except TypeError:  # made in C
+            return value
+        self.memo[id(value)] = made
+        for key, item in vars(value).items():
+            made.__dict__[key] = self.copy(item)
         return made
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def load_model(
         weights: "DEFAULT" for what the source offers (downloaded by torchvision or timm, or from their cache), None
             for random weights, or the path of a ``.safetensors`` or state-dict file, read without unpickling code.
             Half-precision files are cast to float32.
-        preprocess: replaces the source's preprocessing.
+        preprocess: replaces the source's preprocessing, which for a file of weights is that of the default ones.
         labels: replaces the source's class names.
         device: where the weights go; a module given is left where it is.
 
@@ -52,12 +52,14 @@ def load_model(
         return name
     if isinstance(name, nn.Module):
         return Model(name, preprocess=preprocess, labels=None if labels is None else tuple(labels))
+    if name is not None and not isinstance(name, str):
+        raise ModelError(f"model: got {type(name).__name__}, expected a name, an nn.Module or a cnnviz.Model")
     if weights is not None and str(weights) != "DEFAULT" and not Path(weights).is_file():
         raise ModelError(f"weights file '{weights}' does not exist; give a file, 'DEFAULT', or None for random weights")
     if name is None:
         loaded = _embedded() if str(weights) == "DEFAULT" else _torchvision(EMBEDDED, weights)
     elif name.startswith("timm:"):
-        loaded = _timm(name.removeprefix("timm:"), weights)
+        loaded = _timm(name.removeprefix("timm:"), weights, preprocess)
     elif ":" in name:
         loaded = _imported(name, weights)
     else:
@@ -153,7 +155,10 @@ def _preset(preset: Any) -> Preprocess:
     )
 
 
-def _timm(name: str, weights: str | Path | None) -> Model:
+_CROPS = ("center", "squash")
+
+
+def _timm(name: str, weights: str | Path | None, preprocess: Preprocess | None) -> Model:
     try:
         import timm
     except ImportError as error:
@@ -170,8 +175,11 @@ def _timm(name: str, weights: str | Path | None) -> Model:
         _fill(module, Path(weights), name)
     config: dict[str, Any] = timm.data.config.resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
-    preprocess = Preprocess(
-        resize=int(height / config["crop_pct"]),
+    if config["crop_mode"] not in _CROPS and preprocess is None:
+        raise ModelError(f"'timm:{name}' crops by '{config['crop_mode']}', which is not known here; give preprocess=…")
+    side = int(height / config["crop_pct"]), int(width / config["crop_pct"])
+    read = Preprocess(
+        resize=side if config["crop_mode"] == "squash" else min(side),
         crop=(height, width),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -181,15 +189,19 @@ def _timm(name: str, weights: str | Path | None) -> Model:
     if weights is not None and module.num_classes == 1000:
         info = timm.data.imagenet_info.ImageNetInfo("imagenet-1k")
         labels = tuple(info.index_to_description(i).split(",")[0] for i in range(1000))
-    return Model(module, f"timm:{name}", preprocess, labels, source=f"timm {timm.__version__}, " + _told(weights))
+    return Model(
+        module, f"timm:{name}", preprocess or read, labels, source=f"timm {timm.__version__}, " + _told(weights)
+    )
 
 
 def _imported(name: str, weights: str | Path | None) -> Model:
     place, _, function = name.partition(":")
     try:
         build = getattr(importlib.import_module(place), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(f"'{name}' cannot be imported ({error}); expected 'package.module:function'") from error
+    if not callable(build):
+        raise ModelError(f"'{name}' is {type(build).__name__}, expected a function that returns an nn.Module")
     module = build()
     if isinstance(module, Model):
         return module
@@ -215,21 +227,25 @@ def _fill(module: nn.Module, path: Path, name: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"'{path}' is no weights file that can be read safely: it is damaged, or holds more than tensors, which only "
+            "running code from it could load; expected .safetensors, or a state dict saved by torch.save"
+        ) from error
+    except Exception as error:  # a damaged file fails in whatever part of it is read
         raise ModelError(
             f"'{path}' is no weights file that can be read safely ({error}); expected .safetensors, or a state dict "
             "saved by torch.save"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ModelError(f"'{path}' holds {type(state).__name__}, expected a state dict (name to tensor)")
     return state
 

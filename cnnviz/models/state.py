@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from .replica import unwrap
+
 
 def stamp(module: nn.Module) -> Hashable:
-    """Return a value that differs once a module was swapped, or a parameter or buffer was written to or replaced."""
-    tensors = (t for m in module.modules() for table in (m._parameters, m._buffers) for t in table.values())
+    """Return a value that differs once a module was swapped or an attribute set, or a weight or buffer was written to.
+
+    Attributes are numbers, text, tuples and tensors; whether a module is in training mode does not count.
+    """
+    seen: list[Hashable] = []
+    for part in module.modules():
+        seen.append(id(part))
+        seen += [_written(t) for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        for key, value in vars(part).items():
+            if key[0] == "_" or key == "training":  # torch's own tables
+                continue
+            if isinstance(value, Tensor):
+                seen.append(_written(value))
+            elif isinstance(value, tuple):
+                seen.append(repr(value))
+            elif value is None or isinstance(value, (bool, int, float, str)):
+                seen.append(value)
+    return tuple(seen)
+
+
+def _written(tensor: Tensor) -> Hashable:
     # Inference tensors keep no version; a buffer may be one.
-    written = tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors if t is not None)
-    return tuple(map(id, module.modules())), written
+    return id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -31,18 +52,30 @@ def fingerprint(*tensors: Tensor) -> str:
 def _checksums(tensor: Tensor) -> Tensor:
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = len(raw) // (8 * _ROW) * (8 * _ROW)
-    # Integer sums are exact in any order, so that the result does not depend on the number of threads.
     head = raw[:whole].clone() if raw.data_ptr() % 8 else raw[:whole]
     table = head.view(torch.int64).reshape(-1, _ROW)
-    return torch.stack([_weighted(table.sum(0)), _weighted(table.sum(1)), _weighted(raw[whole:].long())])
+    weights = _weights(len(table), raw.device)
+    # Integer sums are exact in any order, so that the result does not depend on the number of threads. In slices, so
+    # that no copy of the whole is made.
+    columns = table.new_zeros(_ROW)
+    for start in range(0, len(table), _SLICE):
+        columns += (table[start : start + _SLICE] * weights[start : start + _SLICE, None]).sum(0)
+    return torch.stack([_weighted(columns), _weighted(raw[whole:].long())])
 
 
-_ROW = 509  # a prime, so that no power-of-two stride of the data lines up with it
+_SLICE: Final = 2048
+_ROW: Final = 509  # a prime, so that no power-of-two stride of the data lines up with it
 
 
 def _weighted(values: Tensor) -> Tensor:
-    places = torch.arange(1, len(values) + 1, device=values.device)
-    return (values * (places * 0x9E3779B97F4A7C1 | 1)).sum()
+    return (values * _weights(len(values), values.device)).sum()
+
+
+def _weights(count: int, device: torch.device) -> Tensor:
+    """Return odd numbers that differ from place to place in all their bits."""
+    places = torch.arange(1, count + 1, device=device)
+    mixed = places * 0x9E3779B97F4A7C1
+    return (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9 | 1
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -54,7 +87,7 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def digest(module: nn.Module) -> str:
     """Return the SHA-256 of every parameter and buffer with its name, dtype and shape, in order of name."""
     made = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(module), key=lambda item: item[0]):
+    for name, tensor in sorted(named_tensors(unwrap(module)), key=lambda item: item[0]):
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         made.update(raw.numpy().data)

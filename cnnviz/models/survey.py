@@ -51,6 +51,8 @@ class Survey:
         working: most bytes that one operation reads and writes.
         kept: bytes of all tensors made, which is what a backward pass keeps at most.
         draws: whether random numbers are drawn in eval mode.
+        fixed: whether shapes alone decide what is called; otherwise values do, so that another input of the same shape
+            may be treated differently.
     """
 
     layers: tuple[Layer, ...]
@@ -60,6 +62,7 @@ class Survey:
     working: int
     kept: int
     draws: bool
+    fixed: bool
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -72,6 +75,8 @@ class Survey:
         Raises:
             LayerError: the module is never called, or not as often as the name says.
         """
+        if not self.fixed:  # another input may be treated differently; capturing it will tell
+            return layer
         module, _, call = layer.partition("#")
         times = self.counts.get(module, 0)
         if times == 0:
@@ -93,16 +98,21 @@ def survey(model: nn.Module, example: Tensor, *, fields: bool = False) -> Survey
         fields: compose receptive fields too, which takes longer.
     """
     row = example[:1].detach()
+    twin = replicate(model, device="meta")
     try:
-        return _observe(replicate(model, device="meta"), (row.to("meta"),), {}, fields=fields)
+        return _observe(twin, (row.to("meta"),), {}, fields=fields)
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         pass  # values are needed: indices, masks, conditions
-    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []):
-        return _observe(replicate(model), (row,), {}, fields=fields)
+    return _observe(replicate(model), (row,), {}, fields=fields)
 
 
 def count_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
-    """Return how often each module would be called with these arguments, or {} where that takes real data."""
+    """Return how often each module would be called with these arguments; {} where that takes real data.
+
+    Also {} for a model in training mode, which may call other modules than the replica in eval mode would.
+    """
+    if any(module.training for module in model.modules()):
+        return {}
 
     def shape_only(value: Any) -> Any:
         return value.detach().to("meta") if isinstance(value, Tensor) else value
@@ -174,9 +184,18 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
             module.register_forward_pre_hook(before)
             module.register_forward_hook(partial(after, name))
     memory = _Bytes({t.untyped_storage()._cdata for t in (*twin.parameters(), *twin.buffers())})
-    tracker = FieldTracker(_leaves((args, kwargs))) if fields else None
-    with torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
-        output = twin(*args, **kwargs)
+    given = _leaves((args, kwargs))
+    tracker = FieldTracker(given) if fields else None
+    random_state = torch.get_rng_state()
+    on_gpu = [(t.device, torch.cuda.get_rng_state(t.device)) for t in given[:1] if t.is_cuda]
+    try:
+        with torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
+            output = twin(*args, **kwargs)
+    finally:
+        if memory.draws:  # not otherwise, as another thread may be drawing
+            torch.set_rng_state(random_state)
+            for device, state in on_gpu:
+                torch.cuda.set_rng_state(state, device)
     layers = tuple(
         Layer(
             name=f"{call.name}#{call.index}" if counts[call.name] > 1 else call.name,
@@ -188,7 +207,7 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         for call in calls
     )
     classes = output.shape[1] if isinstance(output, Tensor) and output.dim() == 2 else None
-    place = _cam_layer(calls, classes)
+    place = _cam_layer(calls, classes, given[0].shape[2:] if given and given[0].dim() == 4 else ())
     return Survey(
         layers=layers,
         cam_layer=None if place is None else layers[place].name,
@@ -197,20 +216,27 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         working=memory.working,
         kept=memory.kept,
         draws=memory.draws,
+        fixed=all(tensor.is_meta for tensor in given),
     )
 
 
-def _cam_layer(calls: Sequence[_Call], classes: int | None) -> int | None:
+_UNEVEN = 2.5  # pixels by which rounding in strided layers may change a map's proportions
+
+
+def _cam_layer(calls: Sequence[_Call], classes: int | None, size: Sequence[int]) -> int | None:
     """Return the place of the last spatial output before the head that is no pooling.
 
     The head may end in a map of class scores (SqueezeNet's 1×1 convolution), which is skipped; a container counts as
-    what its last layer is, and gives that layer its name where both return the same tensor.
+    what its last layer is, and gives that layer its name where both return the same tensor. A map has about the
+    image's proportions; what has not is (N, h, w, C), as in Swin transformers.
     """
     pooled = {id(call.output) for call in calls if "Pool" in type(call.module).__name__}
     for place in reversed(range(len(calls))):
         call = calls[place]
         shape = call.output.shape if isinstance(call.output, Tensor) else ()
         if len(shape) != 4 or shape[2] * shape[3] <= 1:
+            continue
+        if len(size) == 2 and abs(shape[2] / size[0] * size[1] - shape[3]) > _UNEVEN:
             continue
         if call.passes_on or id(call.output) in pooled or shape[1] == classes:
             continue

@@ -285,7 +285,6 @@ def test_tensor_that_is_no_picture_is_refused(tensor: torch.Tensor) -> None:
     assert f"got a tensor {tuple(tensor.shape)}" in refused(Pictured, picture=tensor)
 
 
-@pytest.mark.xfail(reason="the reason is dropped, so that a uint8 picture is refused as no image and nothing more")
 @pytest.mark.parametrize("tensor", NO_PICTURES)
 def test_tensor_that_is_no_picture_is_told_what_is_expected(tensor: torch.Tensor) -> None:
     assert "float tensor (C, H, W)" in refused(Pictured, picture=tensor)

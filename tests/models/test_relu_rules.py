@@ -375,22 +375,25 @@ def test_network_follows_as_with_replaced_rectifiers(name: str, size: int, rule:
 class Checkpointed(nn.Module):
     """Recomputes a part in the backward pass, as torchvision's memory-efficient DenseNet does."""
 
-    def __init__(self) -> None:
+    def __init__(self, act: Callable[[Tensor], Tensor] = functional.relu) -> None:
         super().__init__()
+        self.act = act
         self.conv = nn.Conv2d(3, 4, 3)
         self.head = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = checkpoint(lambda x: functional.relu(self.conv(x)), x, use_reentrant=False)
+        x = checkpoint(lambda x: self.act(self.conv(x)), x, use_reentrant=False)
         return self.head(x.relu().mean((2, 3)))
 
 
-def test_checkpointed_part_follows_deconvnet() -> None:
+@pytest.mark.parametrize(("technique", "rule"), [("deconvnet", "deconvnet"), ("guided-backprop", "guided")])
+def test_checkpointed_part_follows(technique: str, rule: str) -> None:
     net, x = Checkpointed().eval(), torch.rand(1, 3, 6, 6)
-    got = explain(net, x, "deconvnet", target=3).values
-    torch.testing.assert_close(got, ruled_gradient(net, x, lambda output: output[:, 3], "deconvnet"))
+    got = explain(net, x, technique, target=3).values
+    plain = nn.Sequential(net.conv, nn.ReLU(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head)
+    torch.testing.assert_close(got, ruled_gradient(plain, x, lambda output: output[:, 3], rule))
 
 
 def test_checkpointed_part_that_cannot_follow_says_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"checkpointing.*switch that off.*memory_efficient=False"):
-        explain(Checkpointed().eval(), torch.rand(1, 3, 6, 6), "guided-backprop", target=3)
+        explain(Checkpointed(functional.silu).eval(), torch.rand(1, 3, 6, 6), "guided-backprop", target=3)

@@ -274,7 +274,6 @@ def test_wrappers_are_taken_off(net: nn.Module, wrap: Callable[[nn.Module], nn.M
     assert torch.equal(twin(x), net.eval()(x))
 
 
-@pytest.mark.xfail(reason="a compiled part is refused for its instance forward before it is unwrapped")
 def test_wrappers_within_are_taken_off(net: nn.Module) -> None:
     twin, x = replicate(Compiled(net)), photo()
     assert type(twin.part) is Net
@@ -485,13 +484,11 @@ def test_registered_module_in_a_plain_list_is_the_registered_replica() -> None:
     assert torch.equal(seen.output, out)
 
 
-@pytest.mark.xfail(reason="modules outside of named_modules() are deep-copied, weights and all")
 def test_modules_in_plain_lists_share_their_weights() -> None:
     net = Listed()
     assert replicate(net).convs[0].weight.data_ptr() == net.convs[0].weight.data_ptr()
 
 
-@pytest.mark.xfail(reason="modules outside of named_modules() are deep-copied, hooks and all")
 def test_modules_in_plain_lists_lose_their_hooks() -> None:
     net, called = Listed(), []
     net.convs[0].register_forward_hook(lambda *_: called.append(1))
@@ -499,7 +496,6 @@ def test_modules_in_plain_lists_lose_their_hooks() -> None:
     assert not called
 
 
-@pytest.mark.xfail(reason="a module that cannot be deep-copied is taken for a lock and shared")
 def test_weight_norm_in_a_plain_list_is_not_shared() -> None:
     net = nn.Sequential(nn.Identity())
     net.extra = [old_weight_norm()]
@@ -548,7 +544,6 @@ class Closed(nn.Module):
         return self.run(x)
 
 
-@pytest.mark.xfail(reason="a closure runs on the original, in its mode, unseen by captures")
 def test_function_closing_over_the_module_is_refused_or_follows() -> None:
     x = torch.ones(1, 3, 4, 4)
     try:
@@ -625,7 +620,6 @@ def test_state_written_in_forward_stays_off_the_original() -> None:
     assert net.notes.lines == []
 
 
-@pytest.mark.xfail(reason="an object that holds a lock is shared as a whole")
 def test_state_beside_a_lock_stays_off_the_original() -> None:
     notes = Notes()
     notes.lock = threading.Lock()
@@ -651,7 +645,6 @@ def test_attributes_that_point_back_are_followed() -> None:
     assert twin.conv.owner is twin
 
 
-@pytest.mark.xfail(reason="endless recursion: a container's copy is remembered only after its items are copied")
 def test_lists_that_hold_themselves_are_followed() -> None:
     net = nn.Identity()
     net.loop = []
