@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/ready
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help setup demo test test-slow lint check docs wheel clean
+.PHONY: help setup demo test test-slow lint check docs clean
 
 help:
 	@echo "make demo    explain a real photograph with the embedded model and write an HTML report"
@@ -20,7 +20,7 @@ setup: $(READY)
 # --no-build-isolation, since the package is to be built with the very torch that it will run with.
 $(READY): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnviz needs Python 3.11 or newer: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --constraint constraints.txt pip setuptools wheel
 	$(PIP) install --constraint constraints.txt torch torchvision
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[figure,timm,test,lint]'

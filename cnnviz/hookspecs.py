@@ -21,6 +21,6 @@ Register: TypeAlias = Callable[[Technique], None]
 def cnnviz_techniques(register: Register) -> None:
     """Offer techniques: call ``register(cnnviz.Technique(…))`` for each.
 
-    Called once, when one of the plugin's techniques is first used. Each technique has an entry point of its own name in
-    the group ``cnnviz`` that names the module (or object) with this hook.
+    Called when one of the plugin's techniques is first used, for each of them again. Each technique has an entry point
+    of its own name in the group ``cnnviz`` that names the module (or object) with this hook.
     """

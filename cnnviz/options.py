@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    PydanticUserError,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -43,7 +44,7 @@ class Options(BaseModel):
         3.0
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -154,6 +155,21 @@ def check_declaration(technique: str, options: type[Options]) -> None:
             raise OptionError(f"option '{name}' of '{technique}' has a reserved name ({', '.join(sorted(RESERVED))})")
         if not info.description:
             raise OptionError(f"option '{name}' of '{technique}' has no description; give Field(…, description=…)")
+        if name == "upsample" and not _alternatives(info.annotation) <= {"bilinear", "bicubic", "nearest", type(None)}:
+            raise OptionError(
+                f"option 'upsample' of '{technique}' is carried out by the framework, which knows 'bilinear', "
+                "'bicubic', 'nearest' and None; declare it as one of these, or give it another name"
+            )
+    try:
+        options.model_json_schema()
+    except PydanticUserError as error:
+        raise OptionError(f"the options of '{technique}' have no JSON schema: {error.message}") from error
+
+
+def _alternatives(annotation: Any) -> set[Any]:
+    """Return the members of a union of literals."""
+    parts = get_args(annotation)
+    return set().union(*map(_alternatives, parts)) if parts else {annotation}
 
 
 def make_options(technique: str, options: type[Options], given: dict[str, Any]) -> Options:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -93,11 +95,11 @@ def check_technique(
     checks: dict[str, Callable[[], None]] = {
         "documentation": suite.documentation,
         "options": suite.options_validated,
+        "unchanged": suite.unchanged_after_success,  # first of those that run it: a seed set twice shows no change
         "result": suite.result,
         "determinism": suite.determinism,
         "batch": suite.batch_equals_singles,
         "saving": suite.saving,
-        "unchanged": suite.unchanged_after_success,
         "unchanged after an exception": suite.unchanged_after_exception,
         "threads": suite.threads,
     }
@@ -141,6 +143,18 @@ class _Suite:
             self.require("no_such_option" in str(error), "the error about an unknown option does not name it")
         else:
             self.require(False, "an unknown option was accepted")
+        for name, described in self.technique.schema()["properties"].items():
+            for value in (described.get("minimum", 0) - 1, described.get("maximum", 0) + 1):
+                if value < described.get("minimum", value) or value > described.get("maximum", value):
+                    self._refused(name, value)
+
+    def _refused(self, name: str, value: float) -> None:
+        try:
+            Explainer(self.model, self.technique, **{**self.options, name: value})
+        except OptionError as error:
+            self.require(name in str(error), f"the error about option '{name}' does not name it")
+        else:
+            self.require(False, f"option '{name}' accepted {value}, which is out of its bounds")
 
     def result(self) -> None:
         made = self.run()
@@ -204,11 +218,12 @@ class _Suite:
             Explainer(broken, self.technique, **self.options)(self.inputs)
 
     def threads(self) -> None:
+        inputs = [None if self.inputs is None else self.inputs * (1 - i / (2 * _THREADS)) for i in range(_THREADS)]
         seeds = list(range(_THREADS))
         explainer = Explainer(self.model, self.technique, **self.options)
-        alone = [explainer(self.inputs, seed=seed) for seed in seeds]
+        alone = [explainer(given, seed=seed) for given, seed in zip(inputs, seeds, strict=True)]
         with self._watched(), ThreadPoolExecutor(_THREADS) as pool:
-            together = list(pool.map(lambda seed: explainer(self.inputs, seed=seed), seeds))
+            together = list(pool.map(lambda given, seed: explainer(given, seed=seed), inputs, seeds))
         same = all(a.equals(b) for a, b in zip(alone, together, strict=True))
         self.require(same, f"{_THREADS} threads on one model got other results than one after the other")
 
@@ -225,7 +240,13 @@ class _Suite:
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
     """Return everything about a model that a technique might change, and the state of the process's generator."""
-    state: dict[str, Any] = {"global random state": torch.get_rng_state()}
+    numbers: Any = numpy.random.get_state()  # noqa: NPY002  # the global one is what a technique must leave alone
+    state: dict[str, Any] = {
+        "global random state of torch": torch.get_rng_state(),
+        "global random state of Python": random.getstate(),
+        "global random state of NumPy": (*numbers[:1], numbers[1].tolist(), *numbers[2:]),
+        "grad mode": torch.is_grad_enabled(),
+    }
     for name, module in model.named_modules():
         state[f"{name}.training"] = module.training
         for key, value in vars(module).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import cnnviz
+from cnnviz.testing import ConformanceError, check_technique
 
 
 @pytest.mark.parametrize("of_two", [torch.max, torch.maximum, torch.fmax])
@@ -90,3 +92,110 @@ def test_filters_of_broken_weights_are_refused() -> None:
         net[0].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(cnnviz.InputError, match="not finite"):
         cnnviz.explain(net, None, "filters")
+
+
+class Dicey(nn.Module):
+    """Draws random numbers, and has control flow that needs values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x + torch.randn_like(x))
+        return (y.relu() if float(x.detach().mean()) > 0 else y).mean((2, 3))
+
+
+def test_threads_on_a_model_that_draws_random_numbers_get_what_each_gets_alone() -> None:
+    explainer = cnnviz.Explainer(Dicey(), "saliency")
+    batches = [torch.rand(1, 3, 8, 8) for _ in range(8)] * 4
+    before = torch.get_rng_state()
+    alone = [explainer(batch, 1, seed=5) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda batch: explainer(batch, 1, seed=5), batches))
+    assert all(a.equals(b) for a, b in zip(alone, together, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_and_predicting_leave_the_random_state_alone() -> None:
+    dicey = cnnviz.Model(Dicey())
+    before = torch.get_rng_state()
+    cnnviz.load_model()
+    dicey.predict(torch.rand(1, 3, 8, 8, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_collects_what_it_sees_does_not_grow() -> None:
+    class Collecting(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.seen: list[torch.Tensor] = []
+            self.count = {"calls": 0}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            self.seen.append(y)
+            self.count["calls"] += 1
+            return y * self.count["calls"]
+
+    net, x = Collecting(), torch.rand(1, 3, 8, 8)
+    explainer = cnnviz.Explainer(net, "saliency")
+    assert explainer(x, 1).equals(explainer(x, 1))
+    assert net.seen == []
+    assert net.count == {"calls": 0}
+
+
+def test_weights_for_a_module_that_has_some_are_refused() -> None:
+    with pytest.raises(cnnviz.ModelError, match="load_state_dict"):
+        cnnviz.load_model(Dicey(), weights="trained.safetensors")
+
+
+def test_a_map_with_as_many_channels_as_classes_is_no_head_while_weights_come_after() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 5),
+    )
+    found = cnnviz.explain(net, torch.rand(1, 3, 12, 12), "grad-cam")
+    assert found.provenance is not None
+    assert found.provenance.layer == "3"
+
+
+def test_a_graph_is_not_kept_alive_by_a_result() -> None:
+    def careless(request: cnnviz.Request, options: cnnviz.Options) -> cnnviz.Heatmap:
+        """Return a map that still asks for gradients."""
+        x = request.inputs.requires_grad_()
+        return cnnviz.Heatmap(values=x * request.score(x).sum())
+
+    made = cnnviz.explain(Dicey(), torch.rand(2, 3, 8, 8), cnnviz.Technique("careless", careless))
+    assert isinstance(made, cnnviz.Heatmap)
+    assert not made.values.requires_grad
+
+
+def test_options_that_cannot_be_described_are_refused_when_they_are_declared() -> None:
+    class Odd(cnnviz.Options):
+        upsample: bool = cnnviz.Field(True, description="taken by the framework")
+
+    with pytest.raises(cnnviz.OptionError, match="carried out by the framework"):
+        cnnviz.Technique("odd", lambda request, options: request.inputs, Odd)
+
+
+@pytest.mark.parametrize("how", ["numpy", "python"])
+def test_conformance_watches_other_generators_too(how: str) -> None:
+    import random
+
+    import numpy
+
+    def draws(request: cnnviz.Request, options: cnnviz.Options) -> torch.Tensor:
+        """Draw from a global generator."""
+        numpy.random.seed(0) if how == "numpy" else random.seed(0)  # noqa: NPY002  # the very fault
+        return request.inputs * 1
+
+    random.seed(99)
+    numpy.random.seed(99)  # noqa: NPY002
+    with pytest.raises(ConformanceError, match="it changed the model or the process: global random state"):
+        check_technique(cnnviz.Technique("draws", draws))

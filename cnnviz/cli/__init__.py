@@ -58,9 +58,10 @@ def _common(
 
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
-    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except CnnvizError as error:
         if debug:
             raise
@@ -73,9 +74,11 @@ def main() -> None:
     except Exception as error:
         # Typer's usage errors have this method; their class is private to it.
         told = getattr(error, "format_message", None)
-        if told is None or debug:
+        if debug:
             raise
-        _fail(told(), getattr(error, "exit_code", 2))
+        if told is not None:
+            _fail(told(), getattr(error, "exit_code", 2))
+        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this
         _fail("interrupted; nothing was written", _INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeAlias
@@ -40,7 +41,9 @@ JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON 
 
 
 def load(model: str | None, weights: str, device: str) -> Model:
-    """Load the model that the flags name."""
+    """Load the model that the flags name; ``module:function`` is looked for in the current folder too."""
+    if model is not None and ":" in model and "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         place = torch.device(device)
         if place.type not in ("cpu", "meta"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,12 @@ from .. import targets
 from ..errors import CnnvizError, InputError, LayerError, ModelError, OptionError, PluginError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
-from ..models import Lender, Model, Survey, know_calls
+from ..models import Lender, Model, Survey, know_calls, own_randomness
 from ..options import Options
 from ..technique import Progress, Request, Technique
 
 _STEPS = 1000
 """Progress is counted in thousandths of a sample's layer, whatever a technique's own steps are."""
-
-_draws = threading.RLock()
-"""Held by calls whose model draws random numbers, since there is one global generator for all threads."""
 
 
 class Call:
@@ -95,11 +92,7 @@ class Call:
         if self.samples is None or self.lender is None or not self.survey.draws:
             yield
             return
-        devices = [self.samples.device] if self.samples.is_cuda else []
-        with _draws, torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU too
-            for device in devices:
-                torch.cuda.default_generators[device.index or 0].manual_seed(self.seed)
+        with own_randomness(self.samples.device, self.seed):
             yield
 
     def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -170,7 +163,11 @@ class Call:
     def _result(self, request: Request) -> Explanation:
         try:
             made = self.technique.function(request, self.options)
-        except CheckpointError as error:
+        except SystemExit as error:
+            raise PluginError(f"technique '{self.technique.name}' called sys.exit({error.code!r})") from error
+        except RuntimeError as error:
+            if not isinstance(error, CheckpointError) and "use_reentrant" not in str(error):
+                raise
             raise ModelError(
                 f"technique '{self.technique.name}' cannot follow a network that computes activations again while "
                 "gradients are taken (gradient checkpointing); switch that off, as with memory_efficient=False or "
@@ -181,13 +178,15 @@ class Call:
                 f"technique '{self.technique.name}' returned {targets.describe(made)}, expected a tensor or an "
                 "explanation"
             )
-        result = Heatmap(values=made.detach()) if isinstance(made, Tensor) else made
-        if isinstance(made, Tensor) and (
-            made.dim() != 4 or (self.samples is not None and len(made) != len(request.inputs))
-        ):
+        result = Heatmap(values=made) if isinstance(made, Tensor) else made
+        # A graph would keep the whole forward pass alive.
+        plain: dict[str, Any] = {name: tensor.detach() for name, tensor in result.tensors().items()}
+        result = replace(result, **plain)
+        rows = None if self.samples is None or self.technique.inputs != "each" else len(request.inputs)
+        if isinstance(result, Heatmap) and (result.values.dim() != 4 or rows not in (None, len(result.values))):
             raise PluginError(
-                f"technique '{self.technique.name}' returned {targets.describe(made)}, expected (N, C, h, w), a row "
-                "for each sample"
+                f"technique '{self.technique.name}' returned {targets.describe(result.values)}, expected (N, C, h, w), "
+                "a row for each sample"
             )
         wrong = sum(int((~torch.isfinite(tensor)).sum()) for tensor in result.tensors().values())
         if wrong:

@@ -4,6 +4,7 @@ from .capture import Captured, capture, find_module, know_calls
 from .lender import Lender
 from .model import Model
 from .preprocess import Preprocess, to_tensor
+from .randomness import own_randomness
 from .receptive_field import ReceptiveField
 from .relu_rules import relu_rule
 from .replica import replicate, unwrap
@@ -26,6 +27,7 @@ __all__ = [
     "know_calls",
     "layers",
     "load_model",
+    "own_randomness",
     "relu_rule",
     "replicate",
     "survey",

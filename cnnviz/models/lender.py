@@ -15,6 +15,7 @@ from .survey import Survey, survey
 
 _Known = dict[Hashable, Survey]
 _surveys: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, _Known]] = weakref.WeakKeyDictionary()
+_SURVEYS_KEPT = 32  # shapes
 _surveys_lock = threading.Lock()
 
 
@@ -73,5 +74,6 @@ class Lender:
             return made
         with _surveys_lock:
             seen, known = _surveys.get(self.module, (None, {}))
-            _surveys[self.module] = (now, {**(known if seen == now else {}), key: made})
+            kept = list(known.items())[-_SURVEYS_KEPT + 1 :] if seen == now else []
+            _surveys[self.module] = (now, {**dict(kept), key: made})
         return made

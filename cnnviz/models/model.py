@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .preprocess import Preprocess
+from .randomness import own_randomness
 from .replica import replicate, unwrap
 from .state import digest
 
@@ -98,7 +99,7 @@ class Model:
 
     def predict(self, inputs: Tensor, *, k: int = 5) -> list[list[tuple[str, float]]]:
         """Return for each input the `k` most probable classes with their probability; [] where it gives no classes."""
-        with torch.no_grad():
+        with own_randomness(inputs.device, 0), torch.no_grad():
             output = replicate(self.module)(inputs.clone())
         if not isinstance(output, Tensor) or output.dim() != 2:
             return [[] for _ in range(len(inputs))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
@@ -48,10 +49,18 @@ def load_model(
         >>> model.name, model.input_size, len(model.labels)
         ('mobilenet_v2', (224, 224), 1000)
     """
-    if isinstance(name, Model):
-        return name
-    if isinstance(name, nn.Module):
-        return Model(name, preprocess=preprocess, labels=None if labels is None else tuple(labels))
+    if isinstance(name, (Model, nn.Module)):
+        if weights is not None and str(weights) != "DEFAULT":
+            raise ModelError("weights: a module has its own; load them with module.load_state_dict(…) first")
+        made = name if isinstance(name, Model) else Model(name)
+        if preprocess is None and labels is None:
+            return made
+        return replace(
+            made,
+            preprocess=preprocess or made.preprocess,
+            labels=made.labels if labels is None else tuple(labels),
+            input_size=made.input_size if preprocess is None else None,
+        )
     if name is not None and not isinstance(name, str):
         raise ModelError(f"model: got {type(name).__name__}, expected a name, an nn.Module or a cnnviz.Model")
     if weights is not None and str(weights) != "DEFAULT" and not Path(weights).is_file():
@@ -78,9 +87,10 @@ def _embedded() -> Model:
     # As below: torchvision is imported only where a model is loaded.
     from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-    module = mobilenet_v2(weights=None)
+    with torch.device("meta"):  # initial weights are not drawn, as they would be overwritten
+        module = mobilenet_v2(weights=None)
     with as_file(files("cnnviz.models") / "weights" / _WEIGHTS) as path:
-        _fill(module, path, EMBEDDED)
+        _fill(module, path, EMBEDDED, assign=True)
     preprocess = Preprocess(resize=256, crop=(224, 224), mean=_IMAGENET[0], std=_IMAGENET[1])
     labels = tuple(MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"])
     return Model(
@@ -198,21 +208,24 @@ def _imported(name: str, weights: str | Path | None) -> Model:
     place, _, function = name.partition(":")
     try:
         build = getattr(importlib.import_module(place), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a stranger's module raises
         raise ModelError(f"'{name}' cannot be imported ({error}); expected 'package.module:function'") from error
     if not callable(build):
         raise ModelError(f"'{name}' is {type(build).__name__}, expected a function that returns an nn.Module")
-    module = build()
-    if isinstance(module, Model):
-        return module
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"'{name}' returned {type(module).__name__}, expected an nn.Module or a cnnviz.Model")
+    try:
+        built = build()
+    except Exception as error:  # whatever a stranger's code raises
+        raise ModelError(f"'{name}' failed: {error!r}") from error
+    if not isinstance(built, (nn.Module, Model)):
+        raise ModelError(f"'{name}' returned {type(built).__name__}, expected an nn.Module or a cnnviz.Model")
+    made = built if isinstance(built, Model) else Model(built, name)
     if weights is not None and str(weights) != "DEFAULT":
-        _fill(module, Path(weights), name)
-    return Model(module, name, source=f"{name}, " + _told(weights))
+        _fill(made.module, Path(weights), name)
+        return replace(made, source=f"{name}, {_told(weights)}")
+    return replace(made, source=f"{name}, weights as it made them")
 
 
-def _fill(module: nn.Module, path: Path, name: str) -> None:
+def _fill(module: nn.Module, path: Path, name: str, *, assign: bool = False) -> None:
     state = _read(path)
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -223,7 +236,7 @@ def _fill(module: nn.Module, path: Path, name: str) -> None:
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(misshapen))]
         told = "; ".join(f"{len(keys)} {word} ({', '.join(keys[:3])}…)" for word, keys in parts if keys)
         raise ModelError(f"'{path}' does not fit '{name}': {told}; give the weights of this architecture")
-    module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=False)
+    module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=False, assign=assign)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -235,8 +248,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"'{path}' is no weights file that can be read safely: it is damaged, or holds more than tensors, which only "
-            "running code from it could load; expected .safetensors, or a state dict saved by torch.save"
+            f"'{path}' is no weights file that can be read safely: it is damaged, or holds more than tensors, which "
+            "only running code from it could load; expected .safetensors, or a state dict saved by torch.save"
         ) from error
     except Exception as error:  # a damaged file fails in whatever part of it is read
         raise ModelError(

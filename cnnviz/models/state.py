@@ -15,7 +15,8 @@ from .replica import unwrap
 def stamp(module: nn.Module) -> Hashable:
     """Return a value that differs once a module was swapped or an attribute set, or a weight or buffer was written to.
 
-    Attributes are numbers, text, tuples and tensors; whether a module is in training mode does not count.
+    Attributes are numbers, text, tensors and containers; whether a module is in training mode does not count. What is
+    written through ``.data`` leaves no trace.
     """
     seen: list[Hashable] = []
     for part in module.modules():
@@ -28,6 +29,10 @@ def stamp(module: nn.Module) -> Hashable:
                 seen.append(_written(value))
             elif isinstance(value, tuple):
                 seen.append(repr(value))
+            elif isinstance(value, dict):
+                seen.append(tuple((id(at), id(item)) for at, item in value.items()))
+            elif isinstance(value, (list, set)):
+                seen.append(tuple(map(id, value)))
             elif value is None or isinstance(value, (bool, int, float, str)):
                 seen.append(value)
     return tuple(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CnnvizError, InputError, LayerError, ModelError
 from .model import Model
+from .randomness import turn
 from .receptive_field import FieldTracker, ReceptiveField
 from .replica import replicate
 
@@ -186,16 +188,17 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     memory = _Bytes({t.untyped_storage()._cdata for t in (*twin.parameters(), *twin.buffers())})
     given = _leaves((args, kwargs))
     tracker = FieldTracker(given) if fields else None
-    random_state = torch.get_rng_state()
-    on_gpu = [(t.device, torch.cuda.get_rng_state(t.device)) for t in given[:1] if t.is_cuda]
-    try:
-        with torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
-            output = twin(*args, **kwargs)
-    finally:
-        if memory.draws:  # not otherwise, as another thread may be drawing
-            torch.set_rng_state(random_state)
-            for device, state in on_gpu:
-                torch.cuda.set_rng_state(state, device)
+    with turn:
+        random_state = torch.get_rng_state()
+        on_gpu = [(t.device, torch.cuda.get_rng_state(t.device)) for t in given[:1] if t.is_cuda]
+        try:
+            with torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
+                output = twin(*args, **kwargs)
+        finally:
+            if memory.draws:  # not otherwise, as a thread of the caller's may be drawing
+                torch.set_rng_state(random_state)
+                for device, state in on_gpu:
+                    torch.cuda.set_rng_state(state, device)
     layers = tuple(
         Layer(
             name=f"{call.name}#{call.index}" if counts[call.name] > 1 else call.name,
@@ -230,7 +233,8 @@ def _cam_layer(calls: Sequence[_Call], classes: int | None, size: Sequence[int])
     what its last layer is, and gives that layer its name where both return the same tensor. A map has about the
     image's proportions; what has not is (N, h, w, C), as in Swin transformers.
     """
-    pooled = {id(call.output) for call in calls if "Pool" in type(call.module).__name__}
+    pooled = {id(call.output) for call in calls if re.search(r"Pool(ing)?(\dd)?$", type(call.module).__name__)}
+    last_weights = max((i for i, call in enumerate(calls) if call.module._parameters), default=-1)
     for place in reversed(range(len(calls))):
         call = calls[place]
         shape = call.output.shape if isinstance(call.output, Tensor) else ()
@@ -238,7 +242,8 @@ def _cam_layer(calls: Sequence[_Call], classes: int | None, size: Sequence[int])
             continue
         if len(size) == 2 and abs(shape[2] / size[0] * size[1] - shape[3]) > _UNEVEN:
             continue
-        if call.passes_on or id(call.output) in pooled or shape[1] == classes:
+        class_scores = shape[1] == classes and place >= last_weights
+        if call.passes_on or id(call.output) in pooled or class_scores:
             continue
         return place
     return None

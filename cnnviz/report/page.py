@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
+from torch import Tensor
 
 from .. import render
 from ..data import open_image
@@ -146,16 +147,40 @@ def make_report(
             if started is not None:
                 started(technique.name, name)
             given = None if technique.inputs == "none" else inputs
-            try:
-                found[technique.name] = explain(
-                    model, given, technique.name, target=target, seed=seed, memory=memory, progress=progress
-                )
-            except CnnvizError as error:
-                failures.append(Failure(technique.name, str(error)))
+            made = _attempt(model, given, technique.name, progress, target=target, seed=seed, memory=memory)
+            if isinstance(made, Failure):
+                failures.append(made)
+            else:
+                found[technique.name] = made
         assert model.preprocess is not None
         picture = model.preprocess.picture(image)
         sections.append(Section(name, picture, tuple(model.predict(inputs)[0]), found, tuple(failures)))
     return Report(model, tuple(sections))
+
+
+def _attempt(
+    model: Model, inputs: Tensor | None, technique: str, progress: Progress | None, **arguments: Any
+) -> Explanation | Failure:
+    """Run a technique; one that fails, in whatever way, takes no other down. Cancelling goes through."""
+    cancelled: list[Exception] = []
+
+    def watched(done: int, total: int) -> None:
+        try:
+            if progress is not None:
+                progress(done, total)
+        except Exception as error:
+            cancelled.append(error)
+            raise
+
+    try:
+        made = explain(model, inputs, technique, progress=watched, **arguments)
+        return made if made.panels(1) else Failure(technique, "it gave nothing to show")
+    except CnnvizError as error:
+        return Failure(technique, str(error))
+    except Exception as error:
+        if error in cancelled:
+            raise
+        return Failure(technique, f"{error!r}, from {techniques().offer(technique)}")
 
 
 def _suitable() -> dict[str, Technique]:

@@ -88,3 +88,58 @@ def test_report_leaves_faulty_ones_out(shell, photo: str, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert 'id="fine"' in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert shell("report", photo, "--technique", "broken").returncode == 2
+
+
+RAISES = """
+import cnnviz
+class Options(cnnviz.Options):
+    pass
+def raises(request, options):
+    "Nothing, as it fails."
+    raise {how}
+@cnnviz.hookimpl
+def cnnviz_techniques(register):
+    register(cnnviz.Technique("fine", raises, Options))
+"""
+
+
+@pytest.mark.parametrize("how", ["ValueError('out of luck')", "SystemExit(0)"])
+def test_a_technique_that_fails_while_it_runs_takes_no_other_down(shell, photo: str, tmp_path: Path, how: str) -> None:
+    (tmp_path / "site" / "fine_plugin.py").write_text(RAISES.format(how=how))
+    done = shell("explain", "fine", photo)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("cnnviz: ")
+    assert done.stderr.count("\n") == 1
+    done = shell("report", photo, "--technique", "fine", "--technique", "saliency", "--out", "page.html", "--json")
+    assert done.returncode == 0, done.stderr
+    (section,) = json.loads(done.stdout)["sections"]
+    assert set(section["techniques"]) == {"saliency"}
+    assert set(section["failures"]) == {"fine"}
+    assert "Could not run" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_an_architecture_in_the_current_folder_is_found(shell, photo: str, tmp_path: Path) -> None:
+    (tmp_path / "my_net.py").write_text(
+        "import cnnviz, torch\n"
+        "from torch import nn\n"
+        "def build():\n"
+        "    body = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    net = nn.Sequential(*body, nn.Linear(4, 3))\n"
+        "    return cnnviz.Model(net.eval(), 'mine', cnnviz.Preprocess(resize=32, crop=(32, 32)), ('a', 'b', 'c'))\n"
+        "def save():\n"
+        "    net = build().module\n"
+        "    with torch.no_grad():\n"
+        "        net[4].bias.copy_(torch.tensor([0.0, 0.0, 99.0]))\n"
+        "    torch.save(net.state_dict(), 'trained.pt')\n"
+        "def broken():\n"
+        "    raise KeyError('depth')\n"
+    )
+    subprocess.run([sys.executable, "-c", "import my_net; my_net.save()"], cwd=tmp_path, check=True)
+    done = shell("explain", "grad-cam", photo, "--model", "my_net:build", "--weights", "trained.pt", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["label"] == "c", "the file's weights were loaded"
+    assert row["score"] > 90
+    done = shell("layers", "my_net:broken")
+    assert done.returncode == 2
+    assert "'my_net:broken' failed: KeyError('depth')" in done.stderr
