@@ -70,7 +70,7 @@ def swallows_cancellation(request: cnnviz.Request, options: _Options) -> torch.T
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
-        (draws_globally, "different results"),
+        (draws_globally, "global random state of torch"),
         (draws_per_sample, "of its samples alone"),
         (mixes_samples, "of its samples alone"),
         (writes_to_weights, "changed the model|different results"),
