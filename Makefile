@@ -39,7 +39,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports --quiet
+	$(BIN)/lint-imports --no-logo
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
