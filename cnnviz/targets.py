@@ -170,19 +170,27 @@ def class_output(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
-    match output:
-        case dict():
-            hint = "lambda output: output['out'][:, 15].mean((1, 2))"
-        case [dict(), *_]:
-            hint = "lambda output: torch.stack([found['scores'].sum() for found in output])"
-        case tuple() | list():
-            hint = "lambda output: output[0][:, 15]"
-        case _:
-            hint = "lambda output: output[:, 15].mean((1, 2))"
     raise TargetError(
         f"the model returns {describe(output)}, but a class target needs scores (N, K); give a callable that reduces "
-        f"the output to one number for each row, such as target={hint}"
+        f"the output to one number for each row, such as target=lambda output: {_reduction(output, 'output')}"
     )
+
+
+def _reduction(output: Any, place: str) -> str:
+    """Return an expression that reduces such an output to one number for each row."""
+    match output:
+        case Tensor():
+            return place + {1: "", 2: "[:, 0]", 4: "[:, 0].mean((1, 2))"}.get(output.dim(), ".flatten(1)[:, 0]")
+        case [dict() as first, *_]:
+            made = (key for key, item in first.items() if isinstance(item, Tensor) and item.is_floating_point())
+            key = "scores" if "scores" in first else next(made, "scores")
+            return f"torch.stack([found[{key!r}].sum() for found in {place}])"
+        case dict() | list() | tuple() if output:
+            items = output.items() if isinstance(output, dict) else enumerate(output)
+            key, item = next(((key, item) for key, item in items if isinstance(item, Tensor)), (0, None))
+            return _reduction(item, f"{place}[{key!r}]")
+        case _:
+            return f"{place}.scores"
 
 
 def called(function: ScoreFunction, output: Any, rows: int) -> Tensor:

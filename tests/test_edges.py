@@ -199,3 +199,41 @@ def test_conformance_watches_other_generators_too(how: str) -> None:
     numpy.random.seed(99)  # noqa: NPY002
     with pytest.raises(ConformanceError, match="it changed the model or the process: global random state"):
         check_technique(cnnviz.Technique("draws", draws))
+
+
+class Holder:
+    """No module, but has one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        self.inner = inner
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], Holder, lambda inner: {"inner": Holder(inner)}])
+def test_modules_that_are_not_registered_are_explained_in_eval_mode_too(wrap: Callable[[nn.Module], Any]) -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.9), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = wrap(inner)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            held = self.held["inner"] if isinstance(self.held, dict) else self.held
+            found: torch.Tensor = (held[0] if isinstance(held, list) else held.inner)(x)
+            return found
+
+    x = torch.rand(2, 3, 8, 8)
+    made = cnnviz.explain(Outer(), x, "saliency", target=1)
+    assert isinstance(made, cnnviz.Heatmap)
+    assert made.scores is not None
+    assert inner.training
+    torch.testing.assert_close(made.scores, inner.eval()(x)[:, 1].detach())
+
+
+def test_a_forward_that_is_replaced_later_is_noticed() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.rand(1, 3, 8, 8)
+    explainer = cnnviz.Explainer(net, "saliency")
+    explainer(x)
+    net.forward = lambda given: given.flatten(1)  # type: ignore[method-assign]
+    with pytest.raises(cnnviz.ModelError, match="was replaced on the instance"):
+        explainer(x)

@@ -76,6 +76,8 @@ def main() -> None:
         told = getattr(error, "format_message", None)
         if debug:
             raise
+        if told is not None and not told():  # the help was shown, as nothing was asked for
+            sys.exit(2)
         if told is not None:
             _fail(told(), getattr(error, "exit_code", 2))
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)

@@ -32,7 +32,8 @@ DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cud
 TargetOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--target", help="Class index or label, channel:LAYER:C, or neuron:LAYER:C:Y:X; the top class by default."
+        "--target",
+        help="Class index or label, channel:LAYER:C, channel:LAYER:C:max, or neuron:LAYER:C:Y:X; top class by default.",
     ),
 ]
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
@@ -83,7 +84,7 @@ def show_json(value: Any) -> None:
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table, as wide as it needs where nobody watches."""
     console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:

@@ -162,19 +162,24 @@ class _Copier:
         return made
 
     def _object(self, value: Any) -> Any:
+        """Copy an object attribute by attribute, as modules may hang on it; one that knows how to copy itself does."""
+        kind = type(value)
+        own = {"__deepcopy__", "__reduce_ex__", "__reduce__"} & {
+            name for base in kind.__mro__[:-1] for name in vars(base)
+        }
+        if hasattr(value, "__dict__") and not own:
+            try:
+                made = object.__new__(kind)
+            except TypeError:  # made in C
+                pass
+            else:
+                self.memo[id(value)] = made
+                made.__dict__.update((key, self.copy(item)) for key, item in vars(value).items())
+                return made
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:  # noqa: BLE001  # whatever a stranger's __reduce__ raises
-            if isinstance(value, type) or not hasattr(value, "__dict__"):
-                return value
-        try:
-            made = object.__new__(type(value))
-        except TypeError:  # made in C
             return value
-        self.memo[id(value)] = made
-        for key, item in vars(value).items():
-            made.__dict__[key] = self.copy(item)
-        return made
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if self.device is not None:

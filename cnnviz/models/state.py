@@ -33,8 +33,8 @@ def stamp(module: nn.Module) -> Hashable:
                 seen.append(tuple((id(at), id(item)) for at, item in value.items()))
             elif isinstance(value, (list, set)):
                 seen.append(tuple(map(id, value)))
-            elif value is None or isinstance(value, (bool, int, float, str)):
-                seen.append(value)
+            else:
+                seen.append(value if value is None or isinstance(value, (bool, int, float, str)) else id(value))
     return tuple(seen)
 
 
