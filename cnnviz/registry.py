@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
@@ -56,29 +56,33 @@ class Selection:
     allow: frozenset[str] | None = None
     block: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allow", None if self.allow is None else _names(self.allow))
+        object.__setattr__(self, "block", _names(self.block))
+
     @classmethod
     def from_environment(cls) -> Selection:
         """Read CNNVIZ_DISABLE_PLUGINS (1), CNNVIZ_ALLOW_PLUGINS and CNNVIZ_BLOCK_PLUGINS (comma-separated)."""
         allow = os.environ.get("CNNVIZ_ALLOW_PLUGINS")
         return cls(
             disable=os.environ.get("CNNVIZ_DISABLE_PLUGINS", "").lower() not in ("", "0", "false", "no", "off"),
-            allow=None if allow is None else _names(allow),
-            block=_names(os.environ.get("CNNVIZ_BLOCK_PLUGINS", "")),
+            allow=None if allow is None else frozenset(allow.split(",")),
+            block=frozenset(os.environ.get("CNNVIZ_BLOCK_PLUGINS", "").split(",")),
         )
 
     def admits(self, offer: Offer) -> bool:
         """Whether the technique may be used."""
-        names = _names(f"{offer.name},{offer.distribution}")
-        if names & _names(",".join(self.block)):
+        names = _names([offer.name, offer.distribution])
+        if names & self.block:
             return False
         if offer.distribution == OWN:
             return True
-        return not self.disable and (self.allow is None or bool(names & _names(",".join(self.allow))))
+        return not self.disable and (self.allow is None or bool(names & self.allow))
 
 
-def _names(text: str) -> frozenset[str]:
-    """Split at commas and spell as packaging does: ``Acme_Viz`` is ``acme-viz``."""
-    return frozenset(re.sub(r"[-_.]+", "-", part.strip()).lower() for part in text.split(",") if part.strip())
+def _names(names: Iterable[str]) -> frozenset[str]:
+    """Spell names as packaging does: ``Acme_Viz`` is ``acme-viz``."""
+    return frozenset(re.sub(r"[-_.]+", "-", name.strip()).lower() for name in names if name.strip())
 
 
 class Registry(Mapping[str, Technique]):

@@ -53,7 +53,7 @@ def writes_to_weights(request: cnnviz.Request, options: _Options) -> torch.Tenso
     return heat
 
 
-def keeps_graph(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+def loses_a_dimension(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     """Return something of the wrong shape."""
     return _gradient(request)[:, 0]
 
@@ -62,7 +62,7 @@ def undocumented(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     return _gradient(request)
 
 
-def swallows_cancellation(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+def fails(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     """Fail in the middle without saying why."""
     raise KeyError("lost")
 
@@ -74,9 +74,9 @@ def swallows_cancellation(request: cnnviz.Request, options: _Options) -> torch.T
         (draws_per_sample, "of its samples alone"),
         (mixes_samples, "of its samples alone"),
         (writes_to_weights, "changed the model|different results"),
-        (keeps_graph, r"expected \(N, C, h, w\)"),
+        (loses_a_dimension, r"expected \(N, C, h, w\)"),
         (undocumented, "no docstring"),
-        (swallows_cancellation, "lost"),
+        (fails, "lost"),
     ],
 )
 def test_conformance_suite_finds_the_fault(function: Any, complaint: str) -> None:

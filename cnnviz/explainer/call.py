@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,10 +14,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointError
 
 from .. import targets
-from ..errors import CnnvizError, InputError, LayerError, ModelError, OptionError, PluginError
+from ..errors import InputError, LayerError, ModelError, OptionError, PluginError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
-from ..models import Lender, Model, Survey, know_calls, own_randomness
+from ..models import Lender, Model, Survey, know_calls, own_randomness, telling
 from ..options import Options
 from ..technique import Progress, Request, Technique
 
@@ -65,13 +65,9 @@ class Call:
         """
         assert self.lender is not None
         assert self.samples is not None
-        try:
+        assert self.model is not None  # there is a lender for it
+        with telling(self.model.name, self.samples):
             return self.lender.survey(self.samples)
-        except CnnvizError:
-            raise
-        except Exception as error:  # whatever a stranger's forward raises
-            name = self.model.name if self.model else "the model"
-            raise InputError(f"{name} cannot run on inputs of shape {tuple(self.samples.shape)}: {error}") from error
 
     def run(self, replica: nn.Module | None) -> Explanation:
         """Return the technique's result for all samples and layers, without provenance."""
@@ -86,14 +82,11 @@ class Call:
             parts = self.batches.run(len(self.samples), size, partial(self._part, replica))
         return _merged(parts, self.technique.name)
 
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
+    def _own_randomness(self) -> AbstractContextManager[None]:
         """Let a model that draws random numbers draw them from the seed, and leave the global generator as it was."""
         if self.samples is None or self.lender is None or not self.survey.draws:
-            yield
-            return
-        with own_randomness(self.samples.device, self.seed):
-            yield
+            return nullcontext()
+        return own_randomness(self.samples.device, self.seed)
 
     def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:
         if self.technique.layers == "none":

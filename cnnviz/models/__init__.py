@@ -10,7 +10,7 @@ from .relu_rules import relu_rule
 from .replica import replicate, unwrap
 from .sources import load_model
 from .state import digest, fingerprint
-from .survey import Layer, Survey, layers, survey
+from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
     "Captured",
@@ -31,6 +31,7 @@ __all__ = [
     "relu_rule",
     "replicate",
     "survey",
+    "telling",
     "to_tensor",
     "unwrap",
 ]

@@ -82,11 +82,11 @@ class FieldTracker(TorchFunctionMode):
     ) -> Any:
         """Run `func` and note what its result sees."""
         kwargs = kwargs or {}
-        tracked = [tensor for tensor in _tensors((args, kwargs)) if id(tensor) in self._seen]
+        tracked = [tensor for tensor in tensors_in((args, kwargs)) if id(tensor) in self._seen]
         sources = [self._seen[id(tensor)] for tensor in tracked]
         shape = tuple(tracked[0].shape) if tracked else ()
         result = func(*args, **kwargs)
-        outputs = _tensors(result)
+        outputs = tensors_in(result)
         name = function_name(func)
         if sources and outputs:
             op = _Op(name, sources[0], args, kwargs, shape, tuple(outputs[0].shape))
@@ -122,7 +122,8 @@ def _in_place(name: str) -> bool:
     return name.endswith("_")
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and dictionaries."""
     leaves = torch.utils._pytree.tree_leaves(value)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CnnvizError, InputError, LayerError, ModelError
 from .model import Model
-from .randomness import turn
-from .receptive_field import FieldTracker, ReceptiveField
+from .randomness import undone_if
+from .receptive_field import FieldTracker, ReceptiveField, tensors_in
 from .replica import replicate
 
 
@@ -150,13 +150,9 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         return result
 
 
-def _leaves(value: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
 def _storages(value: Any) -> dict[int, int]:
     """Return the bytes of each tensor in `value` by the identity of its memory, so that a view counts as its base."""
-    return {t.untyped_storage()._cdata: t.numel() * t.element_size() for t in _leaves(value)}
+    return {t.untyped_storage()._cdata: t.numel() * t.element_size() for t in tensors_in(value)}
 
 
 @dataclass
@@ -186,19 +182,12 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
             module.register_forward_pre_hook(before)
             module.register_forward_hook(partial(after, name))
     memory = _Bytes({t.untyped_storage()._cdata for t in (*twin.parameters(), *twin.buffers())})
-    given = _leaves((args, kwargs))
+    given = tensors_in((args, kwargs))
     tracker = FieldTracker(given) if fields else None
-    with turn:
-        random_state = torch.get_rng_state()
-        on_gpu = [(t.device, torch.cuda.get_rng_state(t.device)) for t in given[:1] if t.is_cuda]
-        try:
-            with torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
-                output = twin(*args, **kwargs)
-        finally:
-            if memory.draws:  # not otherwise, as a thread of the caller's may be drawing
-                torch.set_rng_state(random_state)
-                for device, state in on_gpu:
-                    torch.cuda.set_rng_state(state, device)
+    gpu = next((tensor.device for tensor in given if tensor.is_cuda), None)
+    undone = undone_if(lambda: memory.draws, gpu)
+    with undone, torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
+        output = twin(*args, **kwargs)
     layers = tuple(
         Layer(
             name=f"{call.name}#{call.index}" if counts[call.name] > 1 else call.name,
@@ -265,10 +254,16 @@ def layers(model: nn.Module | Model, inputs: Tensor | None = None) -> list[Layer
     """
     known = model if isinstance(model, Model) else Model(model)
     example = known.example() if inputs is None else inputs
-    try:
+    with telling(known.name, example, "; give inputs=, an example that it takes" if inputs is None else ""):
         return list(survey(known.module, example, fields=True).layers)
+
+
+@contextmanager
+def telling(name: str, inputs: Tensor, hint: str = "") -> Iterator[None]:
+    """Turn whatever a stranger's forward raises into an InputError that names the model and the inputs' shape."""
+    try:
+        yield
     except CnnvizError:
         raise
-    except Exception as error:  # whatever a stranger's forward raises
-        hint = "; give inputs=, an example that it takes" if inputs is None else ""
-        raise InputError(f"{known.name} cannot run on inputs of shape {tuple(example.shape)}: {error}{hint}") from error
+    except Exception as error:
+        raise InputError(f"{name} cannot run on inputs of shape {tuple(inputs.shape)}: {error}{hint}") from error
