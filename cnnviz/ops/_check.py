@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import torch
 from torch import Tensor
 
+from . import _native
+
+_DTYPES: Final = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+
 
 def floating(operator: str, name: str, value: Tensor, dims: str) -> None:
-    """Require a floating tensor with as many dimensions as `dims` has letters, such as "NCHW".
+    """Require a tensor of a type that operators take, with as many dimensions as `dims` has letters, such as "NCHW".
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, Tensor) or value.dim() != len(dims) or not value.is_floating_point():
-        got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{operator}: {name} is {got}, expected a floating tensor ({', '.join(dims)})")
+    if not isinstance(value, Tensor) or value.dtype not in _DTYPES or value.dim() != len(dims):
+        raise ValueError(
+            f"{operator}: {name} is {_told(value)}, expected a float32, float64, float16 or bfloat16 tensor "
+            f"({', '.join(dims)})"
+        )
 
 
-def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Require an int64 tensor of a shape in which None stands for any length.
+def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """Require an int64 tensor of a shape in which None stands for any length; return it on the CPU.
 
     Raises:
         ValueError: it is something else.
     """
-    fits = (
-        isinstance(value, Tensor)
-        and value.dtype == torch.int64
-        and value.dim() == len(shape)
-        and all(want is None or have == want for want, have in zip(shape, value.shape, strict=True))
-    )
-    if not fits:
-        got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype != torch.int64
+        or value.dim() != len(shape)
+        or any(want is not None and have != want for want, have in zip(shape, value.shape, strict=True))
+    ):
         wanted = ", ".join("K" if length is None else str(length) for length in shape)
-        raise ValueError(f"{operator}: {name} is {got}, expected an int64 tensor ({wanted})")
+        raise ValueError(f"{operator}: {name} is {_told(value)}, expected an int64 tensor ({wanted})")
+    return value.cpu()
 
 
-def within(operator: str, name: str, value: Tensor, stop: int) -> None:
-    """Require every element of an index to be in [0, stop).
+def places(operator: str, name: str, value: Tensor, stop: int) -> Tensor:
+    """Require (K,) int64 places in [0, stop); return them on the CPU.
 
     Raises:
-        ValueError: one is not.
+        ValueError: it is something else.
     """
-    if value.numel() and (int(value.min()) < 0 or int(value.max()) >= stop):
-        raise ValueError(f"{operator}: {name} has values from {value.min()} to {value.max()}, expected 0 to {stop - 1}")
+    value = integers(operator, name, value, (None,))
+    if (wrong := _native.first_outside(value, stop)) >= 0:
+        raise ValueError(f"{operator}: {name}[{wrong}] is {value[wrong]}, expected 0 to {stop - 1}")
+    return value
+
+
+def windows(operator: str, value: Tensor, images: torch.Size) -> Tensor:
+    """Require (K, 5) int64 windows (image, top, bottom, left, right) inside the images; return them on the CPU.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = integers(operator, "windows", value, (None, 5))
+    count, _, height, width = images
+    if (wrong := _native.first_bad_window(value, count, height, width)) >= 0:
+        raise ValueError(
+            f"{operator}: window {wrong} is {value[wrong].tolist()}, expected (image, top, bottom, left, right) inside "
+            f"one of {count} images of {height} x {width}"
+        )
+    return value
 
 
 def size(operator: str, value: tuple[int, int]) -> None:
@@ -53,3 +78,7 @@ def size(operator: str, value: tuple[int, int]) -> None:
     """
     if len(value) != 2 or min(value) < 1:
         raise ValueError(f"{operator}: size is {value}, expected (height, width) of at least 1")
+
+
+def _told(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)

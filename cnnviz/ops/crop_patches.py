@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _check, _layout
+from ._operator import Operator
 
 
 def crop_patches(images: Tensor, index: Tensor, yx: Tensor, size: tuple[int, int], *, pad: float = 0.0) -> Tensor:
@@ -15,32 +16,32 @@ def crop_patches(images: Tensor, index: Tensor, yx: Tensor, size: tuple[int, int
 
     Args:
         images: (N, C, H, W); float32, float64, float16 or bfloat16.
-        index: (K,) int64, the image of each patch, on the images' device.
-        yx: (K, 2) int64, first row and column of each patch, on the images' device; outside of the image too.
+        index: (K,) int64, the image of each patch; on the CPU, otherwise it is fetched.
+        yx: (K, 2) int64, first row and column of each patch, outside of the image too; on the CPU likewise.
         size: (h, w) of every patch.
         pad: value outside of the image.
 
     Raises:
         ValueError: shapes or types do not fit, or an index is out of range.
 
-    Differentiable with respect to `images`.
+    Channels-last images give channels-last patches. Differentiable with respect to `images`.
     """
     _check.floating("crop_patches", "images", images, "NCHW")
-    _check.integers("crop_patches", "index", index, (None,))
-    _check.integers("crop_patches", "yx", yx, (len(index), 2))
-    _check.within("crop_patches", "index", index, len(images))
+    index = _check.places("crop_patches", "index", index, len(images))
+    yx = _check.integers("crop_patches", "yx", yx, (len(index), 2))
     _check.size("crop_patches", size)
-    made: Tensor = _crop_patches(images, index, yx, list(size), float(pad))
-    return made
+    return _forward(images, index, yx, list(size), float(pad))
 
 
 @torch.library.custom_op("cnnviz::crop_patches", mutates_args=())
 def _crop_patches(images: Tensor, index: Tensor, yx: Tensor, size: list[int], pad: float) -> Tensor:
-    rows, columns, inside = _places(images.shape, yx, size)
+    layout = _layout.memory_format(images)
     if not images.numel():
-        return images.new_full((len(index), images.shape[1], *size), pad)
+        return _empty(images, index, size).fill_(pad)
+    index, yx = index.to(images.device), yx.to(images.device)
+    rows, columns, inside = _places(images.shape, yx, size)
     picked = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-    return torch.where(inside[:, None], picked, pad).to(images.dtype).contiguous()
+    return torch.where(inside[:, None], picked, pad).to(images.dtype).contiguous(memory_format=layout)
 
 
 def _places(shape: torch.Size, yx: Tensor, size: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,13 +55,18 @@ def _places(shape: torch.Size, yx: Tensor, size: list[int]) -> tuple[Tensor, Ten
 
 @_crop_patches.register_fake
 def _(images: Tensor, index: Tensor, yx: Tensor, size: list[int], pad: float) -> Tensor:
-    return images.new_empty(index.shape[0], images.shape[1], *size)
+    return _empty(images, index, size)
+
+
+def _empty(images: Tensor, index: Tensor, size: list[int]) -> Tensor:
+    return _layout.empty(images, (index.shape[0], images.shape[1], *size), _layout.memory_format(images))
 
 
 @torch.library.custom_op("cnnviz::crop_patches_backward", mutates_args=())
 def _crop_patches_backward(grad: Tensor, index: Tensor, yx: Tensor, shape: list[int]) -> Tensor:
+    index, yx = index.to(grad.device), yx.to(grad.device)
     rows, columns, inside = _places(torch.Size(shape), yx, list(grad.shape[2:]))
-    total = grad.new_zeros(shape)
+    total = _layout.empty(grad, tuple(shape), _layout.memory_format(grad)).zero_()
     if total.numel() and grad.numel():
         places = (index[:, None, None], rows[:, :, None], columns[:, None, :])
         kept = torch.where(inside[:, None], grad, 0).movedim(1, -1)
@@ -71,7 +77,7 @@ def _crop_patches_backward(grad: Tensor, index: Tensor, yx: Tensor, shape: list[
 
 @_crop_patches_backward.register_fake
 def _(grad: Tensor, index: Tensor, yx: Tensor, shape: list[int]) -> Tensor:
-    return grad.new_empty(shape)
+    return _layout.empty(grad, tuple(shape), _layout.memory_format(grad))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,10 +88,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     index, yx = ctx.saved_tensors
-    return _crop_patches_backward(grad, index, yx, ctx.shape), None, None, None, None
-
-
-_crop_patches.register_autograd(_backward, setup_context=_setup)
+    return _once(grad, index, yx, ctx.shape), None, None, None, None
 
 
 def _setup_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -96,7 +99,8 @@ def _setup_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     index, yx = ctx.saved_tensors
-    return _crop_patches(grad, index, yx, ctx.size, 0.0), None, None, None
+    return _forward(grad, index, yx, ctx.size, 0.0), None, None, None
 
 
-_crop_patches_backward.register_autograd(_backward_twice, setup_context=_setup_twice)
+_forward = Operator(_crop_patches, _setup, _backward)
+_once = Operator(_crop_patches_backward, _setup_twice, _backward_twice)

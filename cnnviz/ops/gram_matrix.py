@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._operator import Operator
 
 
 def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
@@ -23,8 +24,7 @@ def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
     Differentiable twice.
     """
     _check.floating("gram_matrix", "x", x, "NCHW")
-    made: Tensor = _gram_matrix(x, normalise)
-    return made
+    return _forward(x, normalise)
 
 
 @torch.library.custom_op("cnnviz::gram_matrix", mutates_args=())
@@ -55,4 +55,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return (both @ x.flatten(2)).reshape(x.shape), None
 
 
-_gram_matrix.register_autograd(_backward, setup_context=_setup)
+_forward = Operator(_gram_matrix, _setup, _backward)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._operator import Operator
 
 Rule = Literal["plain", "deconvnet", "guided"]
 _RULES: Final = ("plain", "deconvnet", "guided")
@@ -27,8 +28,7 @@ def guided_relu(x: Tensor, rule: Rule = "guided") -> Tensor:
     if rule not in _RULES:
         raise ValueError(f"guided_relu: rule is {rule!r}, expected one of {', '.join(map(repr, _RULES))}")
     _check.floating("guided_relu", "x", x, "…" * x.dim())
-    made: Tensor = _guided_relu(x, rule)
-    return made
+    return _forward(x, rule)
 
 
 @torch.library.custom_op("cnnviz::guided_relu", mutates_args=())
@@ -58,10 +58,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return _guided_relu_backward(grad, ctx.saved_tensors[0], ctx.rule), None
-
-
-_guided_relu.register_autograd(_backward, setup_context=_setup)
+    return _once(grad, ctx.saved_tensors[0], ctx.rule), None
 
 
 def _setup_twice(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
@@ -77,4 +74,5 @@ def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad * open_, None, None
 
 
-_guided_relu_backward.register_autograd(_backward_twice, setup_context=_setup_twice)
+_forward = Operator(_guided_relu, _setup, _backward)
+_once = Operator(_guided_relu_backward, _setup_twice, _backward_twice)

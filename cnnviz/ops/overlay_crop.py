@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _check, _layout
+from ._operator import Operator
 from .crop_patches import _crop_patches
 
 
@@ -20,26 +21,28 @@ def overlay_crop(
     Args:
         base: (1, C, H, W); float32, float64, float16 or bfloat16.
         patch: (K, C, h, w) of the same type.
-        patch_yx: (K, 2) int64, first row and column of each patch within the base, on its device.
-        crop_yx: (K, 2) int64, first row and column of each crop within the base; outside of it too.
+        patch_yx: (K, 2) int64, first row and column of each patch within the base; on the CPU, otherwise it is
+            fetched.
+        crop_yx: (K, 2) int64, first row and column of each crop within the base, outside of it too; likewise.
         size: (height, width) of every crop.
         pad: value outside of the base.
 
     Raises:
         ValueError: shapes or types do not fit.
+
+    A channels-last base gives channels-last crops.
     """
     _check.floating("overlay_crop", "base", base, "1CHW")
     _check.floating("overlay_crop", "patch", patch, "KCHW")
-    _check.integers("overlay_crop", "patch_yx", patch_yx, (len(patch), 2))
-    _check.integers("overlay_crop", "crop_yx", crop_yx, (len(patch), 2))
+    patch_yx = _check.integers("overlay_crop", "patch_yx", patch_yx, (len(patch), 2))
+    crop_yx = _check.integers("overlay_crop", "crop_yx", crop_yx, (len(patch), 2))
     _check.size("overlay_crop", size)
-    if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype:
+    if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype or patch.device != base.device:
         raise ValueError(
-            f"overlay_crop: base is {tuple(base.shape)} {base.dtype} and patch {tuple(patch.shape)} {patch.dtype}, "
-            "expected (1, C, H, W) and (K, C, h, w) of one type"
+            f"overlay_crop: base is {tuple(base.shape)} {base.dtype} on {base.device} and patch {tuple(patch.shape)} "
+            f"{patch.dtype} on {patch.device}, expected (1, C, H, W) and (K, C, h, w) of one type on one device"
         )
-    made: Tensor = _overlay_crop(base, patch, patch_yx, crop_yx, list(size), float(pad))
-    return made
+    return _forward(base, patch, patch_yx, crop_yx, list(size), float(pad))
 
 
 @torch.library.custom_op("cnnviz::overlay_crop", mutates_args=())
@@ -51,13 +54,16 @@ def _overlay_crop(
     under = _crop_patches(base, zeros, crop_yx, size, pad)
     # The crop's pixels in the patch's own coordinates: a crop out of the patch, and where that lies inside it.
     relative = crop_yx - patch_yx
-    each = torch.arange(count, device=patch.device)
+    each = torch.arange(count)
     over = _crop_patches(patch, each, relative, size, 0.0)
     covered = _crop_patches(torch.ones_like(patch[:1, :1]), zeros, relative, size, 0.0).bool()
     on_base = _crop_patches(torch.ones_like(base[:, :1]), zeros, crop_yx, size, 0.0).bool()
-    return torch.where(covered & on_base, over, under)
+    return torch.where(covered & on_base, over, under).contiguous(memory_format=_layout.memory_format(base))
 
 
 @_overlay_crop.register_fake
 def _(base: Tensor, patch: Tensor, patch_yx: Tensor, crop_yx: Tensor, size: list[int], pad: float) -> Tensor:
-    return base.new_empty(patch.shape[0], base.shape[1], *size)
+    return _layout.empty(base, (patch.shape[0], base.shape[1], *size), _layout.memory_format(base))
+
+
+_forward = Operator(_overlay_crop)

@@ -1,0 +1,288 @@
+// Inner products of all pairs of channels, each pair once: half of the products that a matrix library does.
+//
+// Pixels are packed into strips of a few channels side by side, as many as two vectors hold. One strip times another is
+// then a sum of outer products, for which the sums stay in registers. Blocks of pairs of strips are shared out among the
+// threads, each in a fixed order, and written twice, on both sides of the diagonal.
+#include <memory>
+#include <new>
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "../gram_panels.h"
+#include "memory.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CNNVIZ_HAS_KERNEL 1
+#endif
+
+namespace cnnviz::cpu {
+namespace {
+
+#ifdef CNNVIZ_HAS_KERNEL
+
+constexpr int64_t kBlock = 64;   // channels of a block of sums, on each side
+constexpr int64_t kDepth = 256;  // pixels of two strips that stay in the first cache
+constexpr int64_t kPackedBytes = 512 << 10;  // of one image's strips that are made at once, to stay in the second cache
+
+// Bytes of a vector, and rows of sums that its registers hold beside two vectors of columns.
+struct Avx512 {
+  static constexpr int64_t kVector = 64, kRows = 8;
+};
+struct Avx2 {
+  static constexpr int64_t kVector = 32, kRows = 4;
+};
+
+template <class T, class Isa>
+constexpr int64_t kStrip = 2 * Isa::kVector / static_cast<int64_t>(sizeof(T));
+
+// sums[r][c] += Σ a[k][r] · b[k][c] over `depth` pixels k, for kRows channels r of one strip and all channels c of another.
+template <class T, class Isa>
+[[gnu::always_inline]] inline void outer_products(const T* a, const T* b, int64_t depth, T* sums) {
+  using Vector [[gnu::vector_size(Isa::kVector)]] = T;
+  constexpr int64_t lanes = kStrip<T, Isa> / 2;
+  Vector left[Isa::kRows] = {}, right[Isa::kRows] = {};
+  for (int64_t k = 0; k < depth; ++k, a += 2 * lanes, b += 2 * lanes) {
+    Vector first, second;
+    std::memcpy(&first, b, sizeof(Vector));
+    std::memcpy(&second, b + lanes, sizeof(Vector));
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Isa::kRows; ++r) {
+      left[r] += a[r] * first;
+      right[r] += a[r] * second;
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < Isa::kRows; ++r) {
+    for (int64_t c = 0; c < lanes; ++c) {
+      sums[r * kBlock + c] += left[r][c];
+      sums[r * kBlock + lanes + c] += right[r][c];
+    }
+  }
+}
+
+// Add to a block of sums what `depth` pixels give; `rows` and `columns` are its first strips, `next` elements apart.
+template <class T, class Isa>
+[[gnu::always_inline]] inline void add_block(const T* rows, const T* columns, int64_t next, int64_t depth, T* sums) {
+  constexpr int64_t strip = kStrip<T, Isa>;
+  for (int64_t k = 0; k < depth; k += kDepth)
+    for (int64_t j = 0; j < kBlock / strip; ++j)
+      for (int64_t i = 0; i < kBlock / strip; ++i) {
+        if (rows == columns && j > i) continue;
+        const T *a = rows + i * next + k * strip, *b = columns + j * next + k * strip;
+        for (int64_t r = 0; r < strip; r += Isa::kRows)
+          outer_products<T, Isa>(a + r, b, std::min(kDepth, depth - k), sums + (i * strip + r) * kBlock + j * strip);
+      }
+}
+
+template <class T>
+using AddBlock = void (*)(const T*, const T*, int64_t, int64_t, T*);
+
+template <class T>
+[[gnu::target("arch=x86-64-v4")]] void add_block_avx512(const T* a, const T* b, int64_t next, int64_t depth, T* sums) {
+  add_block<T, Avx512>(a, b, next, depth, sums);
+}
+
+template <class T>
+[[gnu::target("arch=x86-64-v3")]] void add_block_avx2(const T* a, const T* b, int64_t next, int64_t depth, T* sums) {
+  add_block<T, Avx2>(a, b, next, depth, sums);
+}
+
+template <class T>
+struct Kernel {
+  AddBlock<T> add_block;
+  int64_t strip;
+};
+
+template <class T>
+Kernel<T> kernel() {
+  if (__builtin_cpu_supports("x86-64-v4")) return {&add_block_avx512<T>, kStrip<T, Avx512>};
+  return {&add_block_avx2<T>, kStrip<T, Avx2>};
+}
+
+// Memory for so many numbers, not filled, that begins on a line of the cache.
+template <class T>
+class Memory {
+ public:
+  explicit Memory(int64_t count) : data_(static_cast<T*>(::operator new(count * sizeof(T), kLine))) {}
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, kLine); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// to[j][i] = from[i][j], in squares that fit into registers.
+template <class T, class From>
+CNNVIZ_CLONES void transpose(T* to, int64_t to_row, const From* from, int64_t from_row, int64_t rows, int64_t columns) {
+  using Four [[gnu::vector_size(4 * sizeof(T))]] = T;
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int64_t j = 0; j < whole_columns; j += 4)
+    for (int64_t i = 0; i < whole_rows; i += 4) {
+      Four line[4];
+      for (int64_t r = 0; r < 4; ++r)
+        for (int64_t c = 0; c < 4; ++c) line[r][c] = static_cast<T>(from[(i + r) * from_row + j + c]);
+      const Four low01 = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
+      const Four high01 = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
+      const Four low23 = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
+      const Four high23 = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
+      const Four turned[4] = {
+          __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+          __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      for (int64_t c = 0; c < 4; ++c) std::memcpy(to + (j + c) * to_row + i, &turned[c], sizeof(Four));
+    }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * to_row + i] = static_cast<T>(from[i * from_row + j]);
+}
+
+// The strip of channels from `first` on, at pixels [begin, end) of one image.
+template <class T, class From>
+void pack(T* to, const From* image, int64_t first, int64_t strip, int64_t channels, int64_t pixels, int64_t begin, int64_t end,
+          bool channels_last) {
+  const int64_t some = std::clamp<int64_t>(channels - first, 0, strip);
+  if (some < strip) std::fill_n(to, (end - begin) * strip, T(0));
+  if (channels_last) {
+    for (int64_t m = begin; m < end; ++m, to += strip)
+      for (int64_t c = 0; c < some; ++c) to[c] = static_cast<T>(image[m * channels + first + c]);
+    return;
+  }
+  constexpr int64_t kLine = 16;  // pixels of all channels at a time
+  for (int64_t m = begin; m < end; m += kLine)
+    transpose(to + (m - begin) * strip, strip, image + first * pixels + m, pixels, some, std::min(kLine, end - m));
+}
+
+// Which block of sums the i-th is, counted along the rows of the lower triangle.
+struct Block {
+  int64_t row = 0, column;
+  explicit Block(int64_t i) : column(i) {
+    while (column > row) column -= ++row;
+  }
+};
+
+// Write a block of sums below the diagonal, and turned above it.
+template <class T, class To>
+CNNVIZ_CLONES void write_block(To* matrix, int64_t channels, const Block& block, T* sums, double scale) {
+  const int64_t top = block.row * kBlock, left = block.column * kBlock;
+  const int64_t rows = std::min(kBlock, channels - top), columns = std::min(kBlock, channels - left);
+  for (int64_t i = 0; i < kBlock * kBlock; ++i) sums[i] *= static_cast<T>(scale);
+  T turned[kBlock * kBlock];
+  transpose(turned, kBlock, sums, kBlock, kBlock, kBlock);
+  if (top == left) {
+    for (int64_t r = 0; r < rows; ++r) std::copy(turned + r * kBlock + r, turned + r * kBlock + columns, sums + r * kBlock + r);
+  } else {
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t r = 0; r < rows; ++r) matrix[(left + c) * channels + top + r] = static_cast<To>(turned[c * kBlock + r]);
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) matrix[(top + r) * channels + left + c] = static_cast<To>(sums[r * kBlock + c]);
+}
+
+template <class T, class From>
+void multiply(const Kernel<T>& kernel, const Tensor& x, const Tensor& made, double scale) {
+  const bool channels_last = is_channels_last(x);
+  const Tensor dense = in_format(x, channels_last);
+  const int64_t count = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+  const int64_t side = (channels + kBlock - 1) / kBlock, blocks = side * (side + 1) / 2;
+  const int64_t strips = side * kBlock / kernel.strip, area = kBlock * kBlock;
+  // So many pixels and images at once that their strips stay in cache.
+  const int64_t fit = kPackedBytes / static_cast<int64_t>(side * kBlock * sizeof(T));
+  const int64_t depth = std::min(pixels, std::max(kDepth, fit / kDepth * kDepth));
+  const int64_t group = std::min(count, std::max<int64_t>(1, 2 * fit / std::max<int64_t>(1, depth)));
+  // Few blocks are shared out by pixels too; how, depends on the shape alone, and so do the bits of the result.
+  const int64_t parts = std::clamp<int64_t>(16 / (group * blocks), 1, (depth + kDepth - 1) / kDepth);
+  const bool direct = parts == 1 && depth == pixels;
+  const Memory<T> packed(group * strips * depth * kernel.strip), partial(direct ? 0 : group * blocks * parts * area);
+  const From* from = static_cast<const From*>(dense.const_data_ptr());
+  From* to = static_cast<From*>(made.mutable_data_ptr());
+  for (int64_t n = 0; n < count; n += group) {
+    const int64_t images = std::min(group, count - n);
+    for (int64_t begin = 0; begin < pixels; begin += depth) {
+      const int64_t some = std::min(depth, pixels - begin), next = some * kernel.strip;
+      parallel_rows(images * strips, next * sizeof(T), [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i)
+          pack(packed.data() + i * next, from + (n + i / strips) * channels * pixels, i % strips * kernel.strip, kernel.strip,
+               channels, pixels, begin, begin + some, channels_last);
+      });
+      parallel_rows(images * blocks * parts, kGrainBytes, [&](int64_t first, int64_t last) {
+        alignas(64) T fresh_sums[area];
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t image = i / parts / blocks, part = i % parts;
+          const Block block(i / parts % blocks);
+          T* sums = direct ? fresh_sums : partial.data() + i * area;
+          if (begin == 0) std::fill_n(sums, area, T(0));
+          const T* strip = packed.data() + (image * strips * some + some * part / parts) * kernel.strip;
+          const int64_t block_step = kBlock / kernel.strip * next;
+          kernel.add_block(strip + block.row * block_step, strip + block.column * block_step, next,
+                           some * (part + 1) / parts - some * part / parts, sums);
+          if (direct) write_block(to + (n + image) * channels * channels, channels, block, sums, scale);
+        }
+      });
+    }
+    if (direct) continue;
+    parallel_rows(images * blocks, kGrainBytes, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        T* sums = partial.data() + i * parts * area;
+        for (int64_t part = 1; part < parts; ++part)
+          for (int64_t j = 0; j < area; ++j) sums[j] += sums[part * area + j];
+        write_block(to + (n + i / blocks) * channels * channels, channels, Block(i % blocks), sums, scale);
+      }
+    });
+  }
+}
+
+// Processors multiply bfloat16 by instructions of their own, which the library knows: a whole product, and one half of it
+// copied over the other, since the two may differ in their last bit.
+void multiply_by_library(const Tensor& x, const Tensor& made, double scale) {
+  gram_lower(x, made, scale, 1, aoti_torch_cpu_baddbmm_out);
+  const int64_t channels = made.size(1), side = (channels + kBlock - 1) / kBlock;
+  auto* matrices = static_cast<uint16_t*>(made.mutable_data_ptr());
+  parallel_rows(made.size(0) * side * (side + 1) / 2, kBlock * kBlock * sizeof(uint16_t), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      uint16_t* matrix = matrices + i / (side * (side + 1) / 2) * channels * channels;
+      const Block block(i % (side * (side + 1) / 2));
+      const int64_t top = block.row * kBlock, left = block.column * kBlock;
+      const int64_t rows = std::min(kBlock, channels - top), columns = std::min(kBlock, channels - left);
+      if (top > left) {
+        transpose(matrix + left * channels + top, channels, matrix + top * channels + left, channels, rows, columns);
+        continue;
+      }
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = r + 1; c < columns; ++c) matrix[(top + r) * channels + left + c] = matrix[(top + c) * channels + left + r];
+    }
+  });
+}
+
+Tensor gram_matrix(const Tensor& x, bool normalise) {
+  const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
+  Tensor made = empty(x, {x.size(0), channels, channels}, false);
+  if (made.numel() == 0 || pixels == 0) {
+    torch::stable::zero_(made);
+    return made;
+  }
+  const double scale = normalise ? 1.0 / (static_cast<double>(channels) * pixels) : 1.0;
+  if (x.scalar_type() == ScalarType::BFloat16) {
+    multiply_by_library(x, made, scale);
+    return made;
+  }
+  by_type(x, [&](auto zero) {
+    using From = decltype(zero);
+    using Sum = std::conditional_t<std::is_same_v<From, double>, double, float>;
+    multiply<Sum, From>(kernel<Sum>(), x, made, scale);
+  });
+  return made;
+}
+
+#endif
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cnnviz, CPU, library) {
+#ifdef CNNVIZ_HAS_KERNEL
+  // Vectors shorter than these leave the matrix library ahead, and with it the reference.
+  if (__builtin_cpu_supports("x86-64-v3")) library.impl("gram_matrix", TORCH_BOX(&gram_matrix));
+#endif
+}
+
+}  // namespace cnnviz::cpu
