@@ -4,25 +4,26 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/ready
-SOURCES := pyproject.toml constraints.txt
+SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help setup demo test test-slow lint check docs clean
+.PHONY: help setup demo test test-reference test-slow test-sanitized test-gpu bench bench-gpu lint check docs clean
 
 help:
 	@echo "make demo    explain a real photograph with the embedded model and write an HTML report"
 	@echo "make test    run all tests"
+	@echo "make bench   measure every operator beside the obvious PyTorch"
 	@echo "make check   linters, types, import contracts, generated documentation, tests"
 	@echo "make docs    write docs/techniques.md and the README's pictures anew"
 	@echo "make clean   remove what was built"
 
 setup: $(READY)
 
-# --no-build-isolation, since the package is to be built with the very torch that it will run with.
+# --no-build-isolation, since native code is built with the very torch that it will run with; see setup.py.
 $(READY): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnviz needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --constraint constraints.txt pip setuptools wheel
-	$(PIP) install --constraint constraints.txt torch torchvision
+	$(PIP) install --constraint constraints.txt torch torchvision ninja pybind11
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[figure,timm,test,lint]'
 	@touch $@
 
@@ -32,8 +33,28 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# All tests once more, without native code.
+test-reference: $(READY)
+	CNNVIZ_NATIVE=0 $(BIN)/python -m pytest
+
 test-slow: $(READY)
 	$(BIN)/python -m pytest --slow
+
+# The native code under the address and the undefined-behaviour sanitizer.
+test-sanitized: $(READY)
+	PYTHON=$(abspath $(BIN))/python tests/sanitized.sh
+
+# On a machine with a GPU these two build, test and measure all that asks for one.
+test-gpu: export CNNVIZ_BUILD = cuda
+test-gpu: $(READY)
+	PYTHON=$(abspath $(BIN))/python tests/gpu.sh
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-gpu: export CNNVIZ_BUILD = cuda
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks --device cuda $(BENCH)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -44,7 +65,7 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 
-check: lint test
+check: lint test test-reference
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache cnnviz-report cnnviz-out

@@ -40,7 +40,7 @@ def mode() -> str:
 
 
 def toolkit() -> str | None:
-    """Return the folder of the CUDA toolkit; the nvcc on the PATH may be a script that calls another, so it is asked."""
+    """Return the folder of the CUDA toolkit; an nvcc on the PATH may be a script that calls another: ask it."""
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
     if named or not nvcc:

@@ -65,6 +65,20 @@ inline Tensor in_format(const Tensor& x, bool channels_last) {
   return made;
 }
 
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t dim = 0; dim < a.dim(); ++dim)
+    if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
+  return true;
+}
+
+// The tensor itself where its elements lie as those of `like`, otherwise a copy that does.
+inline Tensor laid_out_as(const Tensor& like, const Tensor& x) {
+  if (same_strides(like, x)) return x;
+  Tensor made = torch::stable::empty_like(like);
+  torch::stable::copy_(made, x);
+  return made;
+}
+
 // How (N, C, H, W) falls into planes of rows that are dense in memory: C planes of W elements a row, or, channels
 // last, one plane of W * C.
 struct Planes {

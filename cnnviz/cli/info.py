@@ -7,15 +7,16 @@ import platform
 import torch
 import typer
 
-from .. import __version__
+from .. import __version__, ops
 from ..registry import techniques
 from .common import JsonOption, show_json, show_table
 
 
 def info(json: JsonOption = False) -> None:
-    """Show versions, devices and plugins; load every plugin and report faults."""
+    """Show versions, devices, native code and plugins; load every plugin and report faults."""
     known = techniques()
     known.usable()
+    kernels = ops.status()
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     told = {
         "cnnviz": __version__,
@@ -24,6 +25,8 @@ def info(json: JsonOption = False) -> None:
         "platform": platform.platform(),
         "cpu threads": torch.get_num_threads(),
         "cuda": ", ".join(devices) or "none",
+        "cpu operators": kernels["cpu"],
+        "cuda operators": kernels["cuda"],
     }
     plugins = [
         {

@@ -1,9 +1,13 @@
-"""Hot-path operators: each has one schema, a reference in PyTorch, a fake and, where named, a backward."""
+"""Hot-path operators: each has one schema, a reference in PyTorch, a fake and, where named, a backward.
 
+Where native kernels were built for a device, they take the reference's place; `status` tells which are in use.
+"""
+
+from ._native import status
 from .crop_patches import crop_patches
 from .gram_matrix import gram_matrix
 from .guided_relu import guided_relu
 from .occlude import occlude
 from .overlay_crop import overlay_crop
 
-__all__ = ["crop_patches", "gram_matrix", "guided_relu", "occlude", "overlay_crop"]
+__all__ = ["crop_patches", "gram_matrix", "guided_relu", "occlude", "overlay_crop", "status"]

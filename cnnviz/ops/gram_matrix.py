@@ -30,7 +30,9 @@ def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
 @torch.library.custom_op("cnnviz::gram_matrix", mutates_args=())
 def _gram_matrix(x: Tensor, normalise: bool) -> Tensor:
     flat = x.flatten(2)
-    upper = ((flat @ flat.mT) / _divisor(x, normalise)).triu()
+    # Scaled within the product: unscaled sums are out of float16's range for maps of ordinary size.
+    whole = torch.baddbmm(x.new_zeros(1), flat, flat.mT, beta=0, alpha=1 / _divisor(x, normalise))
+    upper = whole.triu()
     return upper + upper.triu(1).mT  # a product's two halves may differ in their last bit
 
 

@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kBlock = 64;   // channels of a block of sums, on each side
 constexpr int64_t kDepth = 256;  // pixels of two strips that stay in the first cache
-constexpr int64_t kPackedBytes = 512 << 10;  // of one image's strips that are made at once, to stay in the second cache
+constexpr int64_t kPackedBytes = 1 << 20;  // of one image's strips that are made at once, to stay in the second cache
 
 // Bytes of a vector, and rows of sums that its registers hold beside two vectors of columns.
 struct Avx512 {
@@ -122,8 +122,11 @@ CNNVIZ_CLONES void transpose(T* to, int64_t to_row, const From* from, int64_t fr
   for (int64_t j = 0; j < whole_columns; j += 4)
     for (int64_t i = 0; i < whole_rows; i += 4) {
       Four line[4];
-      for (int64_t r = 0; r < 4; ++r)
-        for (int64_t c = 0; c < 4; ++c) line[r][c] = static_cast<T>(from[(i + r) * from_row + j + c]);
+      for (int64_t r = 0; r < 4; ++r) {
+        T values[4];
+        for (int64_t c = 0; c < 4; ++c) values[c] = static_cast<T>(from[(i + r) * from_row + j + c]);
+        std::memcpy(&line[r], values, sizeof(Four));
+      }
       const Four low01 = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
       const Four high01 = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
       const Four low23 = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
@@ -180,55 +183,92 @@ CNNVIZ_CLONES void write_block(To* matrix, int64_t channels, const Block& block,
 }
 
 template <class T, class From>
-void multiply(const Kernel<T>& kernel, const Tensor& x, const Tensor& made, double scale) {
-  const bool channels_last = is_channels_last(x);
-  const Tensor dense = in_format(x, channels_last);
-  const int64_t count = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  const int64_t side = (channels + kBlock - 1) / kBlock, blocks = side * (side + 1) / 2;
-  const int64_t strips = side * kBlock / kernel.strip, area = kBlock * kBlock;
-  // So many pixels and images at once that their strips stay in cache.
-  const int64_t fit = kPackedBytes / static_cast<int64_t>(side * kBlock * sizeof(T));
-  const int64_t depth = std::min(pixels, std::max(kDepth, fit / kDepth * kDepth));
-  const int64_t group = std::min(count, std::max<int64_t>(1, 2 * fit / std::max<int64_t>(1, depth)));
-  // Few blocks are shared out by pixels too; how, depends on the shape alone, and so do the bits of the result.
-  const int64_t parts = std::clamp<int64_t>(16 / (group * blocks), 1, (depth + kDepth - 1) / kDepth);
-  const bool direct = parts == 1 && depth == pixels;
-  const Memory<T> packed(group * strips * depth * kernel.strip), partial(direct ? 0 : group * blocks * parts * area);
-  const From* from = static_cast<const From*>(dense.const_data_ptr());
-  From* to = static_cast<From*>(made.mutable_data_ptr());
-  for (int64_t n = 0; n < count; n += group) {
-    const int64_t images = std::min(group, count - n);
-    for (int64_t begin = 0; begin < pixels; begin += depth) {
-      const int64_t some = std::min(depth, pixels - begin), next = some * kernel.strip;
+struct Job {
+  Kernel<T> kernel;
+  const From* from;
+  From* to;
+  int64_t count, channels, pixels;
+  double scale;
+  bool channels_last;
+
+  int64_t side() const { return (channels + kBlock - 1) / kBlock; }
+  int64_t blocks() const { return side() * (side() + 1) / 2; }
+  int64_t strips() const { return side() * kBlock / kernel.strip; }
+  const From* image(int64_t n) const { return from + n * channels * pixels; }
+  From* matrix(int64_t n) const { return to + n * channels * channels; }
+
+  void pack_strip(T* packed, int64_t n, int64_t strip, int64_t begin, int64_t end) const {
+    pack(packed, image(n), strip * kernel.strip, kernel.strip, channels, pixels, begin, end, channels_last);
+  }
+  // `packed` holds an image's strips of so many pixels each, one after the other.
+  void add(const Block& block, const T* packed, int64_t depth, T* sums) const {
+    const int64_t next = depth * kernel.strip, step = kBlock / kernel.strip * next;
+    kernel.add_block(packed + block.row * step, packed + block.column * step, next, depth, sums);
+  }
+};
+
+constexpr int64_t kArea = kBlock * kBlock;
+
+// Few channels: a thread packs some pixels of an image and multiplies them at once; what the parts come to is summed up in
+// their order. How many there are depends on the shape alone, and so do the bits of the result.
+template <class T, class From>
+void multiply_few(const Job<T, From>& job) {
+  const int64_t blocks = job.blocks(), strips = job.strips();
+  const int64_t parts = std::clamp<int64_t>(16 / job.count, 1, (job.pixels + kDepth - 1) / kDepth);
+  const Memory<T> sums(job.count * parts * blocks * kArea);
+  parallel_rows(job.count * parts, kGrainBytes, [&](int64_t first, int64_t last) {
+    const Memory<T> packed(strips * job.kernel.strip * kDepth);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t image = i / parts, part = i % parts, end = job.pixels * (part + 1) / parts;
+      T* own = sums.data() + i * blocks * kArea;
+      std::fill_n(own, blocks * kArea, T(0));
+      for (int64_t begin = job.pixels * part / parts; begin < end; begin += kDepth) {
+        const int64_t depth = std::min(kDepth, end - begin);
+        for (int64_t strip = 0; strip < strips; ++strip)
+          job.pack_strip(packed.data() + strip * depth * job.kernel.strip, image, strip, begin, begin + depth);
+        for (int64_t block = 0; block < blocks; ++block) job.add(Block(block), packed.data(), depth, own + block * kArea);
+      }
+    }
+  });
+  parallel_rows(job.count * blocks, kGrainBytes, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t image = i / blocks, block = i % blocks;
+      T* total = sums.data() + (image * parts * blocks + block) * kArea;
+      for (int64_t part = 1; part < parts; ++part)
+        for (int64_t j = 0; j < kArea; ++j) total[j] += total[part * blocks * kArea + j];
+      write_block(job.matrix(image), job.channels, Block(block), total, job.scale);
+    }
+  });
+}
+
+// Many channels: all threads pack some images, or some pixels of one, and then share out the blocks.
+template <class T, class From>
+void multiply_many(const Job<T, From>& job) {
+  const int64_t blocks = job.blocks(), strips = job.strips(), strip = job.kernel.strip;
+  const int64_t fit = kPackedBytes / static_cast<int64_t>(job.side() * kBlock * sizeof(T));
+  const int64_t depth = std::min(job.pixels, std::max(kDepth, fit / kDepth * kDepth));
+  const int64_t group = std::min(job.count, std::max<int64_t>(1, 2 * fit / depth));
+  const bool at_once = depth == job.pixels;
+  const Memory<T> packed(group * strips * depth * strip), sums_so_far(at_once ? 0 : group * blocks * kArea);
+  for (int64_t n = 0; n < job.count; n += group) {
+    const int64_t images = std::min(group, job.count - n);
+    for (int64_t begin = 0; begin < job.pixels; begin += depth) {
+      const int64_t some = std::min(depth, job.pixels - begin), next = some * strip;
       parallel_rows(images * strips, next * sizeof(T), [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i)
-          pack(packed.data() + i * next, from + (n + i / strips) * channels * pixels, i % strips * kernel.strip, kernel.strip,
-               channels, pixels, begin, begin + some, channels_last);
+          job.pack_strip(packed.data() + i * next, n + i / strips, i % strips, begin, begin + some);
       });
-      parallel_rows(images * blocks * parts, kGrainBytes, [&](int64_t first, int64_t last) {
-        alignas(64) T fresh_sums[area];
+      parallel_rows(images * blocks, kGrainBytes, [&](int64_t first, int64_t last) {
+        alignas(64) T fresh_sums[kArea];
         for (int64_t i = first; i < last; ++i) {
-          const int64_t image = i / parts / blocks, part = i % parts;
-          const Block block(i / parts % blocks);
-          T* sums = direct ? fresh_sums : partial.data() + i * area;
-          if (begin == 0) std::fill_n(sums, area, T(0));
-          const T* strip = packed.data() + (image * strips * some + some * part / parts) * kernel.strip;
-          const int64_t block_step = kBlock / kernel.strip * next;
-          kernel.add_block(strip + block.row * block_step, strip + block.column * block_step, next,
-                           some * (part + 1) / parts - some * part / parts, sums);
-          if (direct) write_block(to + (n + image) * channels * channels, channels, block, sums, scale);
+          T* sums = at_once ? fresh_sums : sums_so_far.data() + i * kArea;
+          if (begin == 0) std::fill_n(sums, kArea, T(0));
+          const Block block(i % blocks);
+          job.add(block, packed.data() + i / blocks * strips * next, some, sums);
+          if (begin + some == job.pixels) write_block(job.matrix(n + i / blocks), job.channels, block, sums, job.scale);
         }
       });
     }
-    if (direct) continue;
-    parallel_rows(images * blocks, kGrainBytes, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        T* sums = partial.data() + i * parts * area;
-        for (int64_t part = 1; part < parts; ++part)
-          for (int64_t j = 0; j < area; ++j) sums[j] += sums[part * area + j];
-        write_block(to + (n + i / blocks) * channels * channels, channels, Block(i % blocks), sums, scale);
-      }
-    });
   }
 }
 
@@ -269,7 +309,17 @@ Tensor gram_matrix(const Tensor& x, bool normalise) {
   by_type(x, [&](auto zero) {
     using From = decltype(zero);
     using Sum = std::conditional_t<std::is_same_v<From, double>, double, float>;
-    multiply<Sum, From>(kernel<Sum>(), x, made, scale);
+    const bool channels_last = is_channels_last(x);
+    const Tensor dense = in_format(x, channels_last);
+    const Job<Sum, From> job{kernel<Sum>(),
+                             static_cast<const From*>(dense.const_data_ptr()),
+                             static_cast<From*>(made.mutable_data_ptr()),
+                             x.size(0),
+                             channels,
+                             pixels,
+                             scale,
+                             channels_last};
+    job.side() <= 2 ? multiply_few(job) : multiply_many(job);
   });
   return made;
 }

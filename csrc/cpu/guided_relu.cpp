@@ -32,6 +32,7 @@ struct Compare<BFloat16> : Short<static_cast<int16_t>(0xFF80)> {};
 
 template <class C, class T = typename C::Stored>
 CNNVIZ_CLONES void forward(T* to, const T* from, int64_t count) {
+#pragma GCC unroll 4
   for (int64_t i = 0; i < count; ++i) to[i] = C::below(from[i]) ? T(0) : from[i];
 }
 
@@ -43,20 +44,6 @@ CNNVIZ_CLONES void masked(T* to, const T* grad, const T* output, int64_t count) 
 template <class C, class T = typename C::Stored>
 CNNVIZ_CLONES void guided(T* to, const T* grad, const T* output, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = C::below(grad[i]) | C::not_above(output[i]) ? T(0) : grad[i];
-}
-
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t dim = 0; dim < a.dim(); ++dim)
-    if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
-  return true;
-}
-
-// The tensor itself where its elements lie as those of `like`, otherwise a copy that does.
-Tensor laid_out_as(const Tensor& like, const Tensor& x) {
-  if (same_strides(like, x)) return x;
-  Tensor made = torch::stable::empty_like(like);
-  torch::stable::copy_(made, x);
-  return made;
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 
 // One function, compiled for several instruction sets; the loader takes the best that the processor has.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define CNNVIZ_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define CNNVIZ_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define CNNVIZ_CLONES
 #endif
@@ -63,8 +63,10 @@ inline void copy(T* to, const T* from, int64_t count) {
     copy_ends<16>(out, in, bytes);
   } else if (bytes >= 8) {
     copy_ends<8>(out, in, bytes);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  } else if (bytes >= 4) {
+    copy_ends<4>(out, in, bytes);
+  } else if (bytes > 0) {
+    *to = *from;
   }
 }
 

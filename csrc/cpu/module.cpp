@@ -1,4 +1,4 @@
-// Importing cnnviz.ops._C loads this library, and with it the kernels that the other files register.
+// Importing cnnviz._C loads this library, and with it the kernels that the other files register.
 #include <Python.h>
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -33,6 +33,8 @@ CNNVIZ_CLONES void write_rows(const Overlay<T>& overlay, int64_t begin, int64_t 
     const int64_t lead = columns.begin * unit, stop = columns.end * unit;
     const int64_t before = laid.begin * unit, after = laid.end * unit;
     const bool touched = after > before;
+    // A short row is copied whole and its middle once more, which takes fewer steps than its three pieces.
+    const bool short_row = row * static_cast<int64_t>(sizeof(T)) <= 256;
     for (; place.plane < overlay.planes.count && begin < end; place.next_plane()) {
       const T* under = base.data + place.plane * base.plane + top * base.row + left * unit;
       const T* over = overlay.patches + ((place.patch * overlay.planes.count + place.plane) * overlay.patch_height + top - patch_top) * patch_row +
@@ -44,13 +46,14 @@ CNNVIZ_CLONES void write_rows(const Overlay<T>& overlay, int64_t begin, int64_t 
         }
         const T* line = under + place.row * base.row;
         fill(out, overlay.pad, lead);
-        if (touched && laid_rows.has(place.row)) {
-          copy(out + lead, line + lead, before - lead);
-          copy(out + before, over + place.row * patch_row + before, after - before);
-          copy(out + after, line + after, stop - after);
-        } else {
+        const bool both = touched && laid_rows.has(place.row);
+        if (short_row || !both) {
           copy(out + lead, line + lead, stop - lead);
+        } else {
+          copy(out + lead, line + lead, before - lead);
+          copy(out + after, line + after, stop - after);
         }
+        if (both) copy(out + before, over + place.row * patch_row + before, after - before);
         fill(out + stop, overlay.pad, row - stop);
       }
     }

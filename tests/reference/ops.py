@@ -20,12 +20,12 @@ def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
 
 def guided_relu_gradient(x: Tensor, grad: Tensor, rule: str) -> Tensor:
     """Decide for each element by itself what goes on."""
-    made = torch.zeros_like(grad)
+    made = torch.zeros(grad.shape, dtype=grad.dtype)
     for place in range(x.numel()):
         value, g = float(x.reshape(-1)[place]), float(grad.reshape(-1)[place])
         passes = {"plain": value > 0, "deconvnet": g > 0, "guided": value > 0 and g > 0}[rule]
         made.view(-1)[place] = g if passes else 0.0
-    return made
+    return made.to(grad.device)
 
 
 def occlude(images: Tensor, windows: Tensor, baseline: Tensor) -> Tensor:
@@ -53,6 +53,18 @@ def crop_patches(images: Tensor, index: Tensor, yx: Tensor, size: tuple[int, int
                     patch[:, y, x] = images[n, :, top + y, left + x]
         rows.append(patch)
     return torch.stack(rows) if rows else images.new_zeros(0, channels, *size)
+
+
+def crop_patches_gradient(images: Tensor, index: Tensor, yx: Tensor, grad: Tensor) -> Tensor:
+    """Add pixel by pixel, patch after patch."""
+    made = torch.zeros_like(images)
+    _, _, height, width = images.shape
+    for k, (n, (top, left)) in enumerate(zip(index.tolist(), yx.tolist(), strict=True)):
+        for y in range(grad.shape[2]):
+            for x in range(grad.shape[3]):
+                if 0 <= top + y < height and 0 <= left + x < width:
+                    made[n, :, top + y, left + x] += grad[k, :, y, x]
+    return made
 
 
 def overlay_crop(

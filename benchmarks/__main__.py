@@ -1,0 +1,107 @@
+"""Run the benchmarks and print one table: ``python -m benchmarks [--device cuda] [--quick] [--results FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnviz import __version__, ops
+
+# With the C library's usual settings a result of more than 32 MiB is mapped anew by the kernel each time, whoever asks
+# for it, and paging it in takes many times as long as writing it. Kept memory shows what operators do.
+KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 30),
+}
+
+
+def main() -> int:
+    """Measure, tell, and keep the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that everything runs")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where all figures go (bench.json)")
+    parser.add_argument("--results", type=Path, help="a Markdown file whose section for the device is written anew")
+    parser.add_argument("-k", dest="only", default="", help="which of them to run, as pytest takes it")
+    chosen = parser.parse_args()
+    command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-q", "-p", "no:cacheprovider"]
+    command += [
+        "--benchmark-disable-gc",
+        "--benchmark-quiet",
+        f"--benchmark-json={chosen.json}",
+        f"--device={chosen.device}",
+    ]
+    command += ["--quick"] * chosen.quick + ["-k", chosen.only] * bool(chosen.only)
+    done = subprocess.run(command, env={**os.environ, **KEPT_MEMORY}, check=False)
+    if done.returncode:
+        return done.returncode
+    table = _table(json.loads(chosen.json.read_text())["benchmarks"])
+    told = f"{_machine(chosen.device)}\n\n{table}\n"
+    print(told)
+    if chosen.results:
+        _replace(chosen.results, chosen.device, told)
+    return 0
+
+
+def _machine(device: str) -> str:
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    versions = f"cnnviz {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{where}; {versions}; {ops.status()[device]}; {datetime.date.today().isoformat()}."
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
+def _table(measured: list[dict[str, Any]]) -> str:
+    rows = [
+        "| operator | case | cnnviz | beside | of it | ceiling | share of it |",
+        "|---|---|---:|---|---:|---|---:|",
+    ]
+    for one in measured:
+        more = one["extra_info"]
+        calls, stats = more.get("calls", 1), one["stats"]
+        operator = Path(one["fullname"].split("::")[0]).stem.removeprefix("test_")
+        kind = one["name"].split("[")[0].removeprefix("test_").replace("_", " ")
+        ceiling = share = ""
+        if "ceiling" in more:
+            unit = "GB/s" if more["ceiling"] == "copy" else "GFLOP/s"
+            ceiling, share = f"{more['ceiling']} {more['best'] / 1e9:.0f} {unit}", f"{more['share']:.2f}"
+        rows.append(
+            f"| `{operator}` | {kind}: {more['case']} | {_time(stats['median'] / calls, stats['iqr'] / calls)} | "
+            f"{more['expression']}: {_time(more['theirs'] / calls, more['spread'] / calls)} | "
+            f"{more['times']:.2f}× | {ceiling} | {share} |"
+        )
+    return "\n".join(rows)
+
+
+def _time(seconds: float, spread: float) -> str:
+    unit, factor = ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
+    return f"{seconds * factor:.3g} ± {spread * factor:.2g} {unit}"
+
+
+def _replace(file: Path, device: str, told: str) -> None:
+    text = file.read_text()
+    begin, end = f"<!-- {device} -->\n", f"<!-- end of {device} -->\n"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    file.write_text(f"{before}{begin}\n{told}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

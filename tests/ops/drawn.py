@@ -1,0 +1,63 @@
+"""Batches of drawn shapes, strides and types, on every device that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+drawn = settings(max_examples=80, deadline=None)
+sizes = st.integers(1, 6)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _every_second(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, -1)[..., ::2]
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.mT.contiguous().mT
+
+
+def _off_by_one(x: Tensor) -> Tensor:
+    """Begin where no processor would."""
+    return torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape)
+
+
+layouts = st.sampled_from([_contiguous, _channels_last, _every_second, _transposed, _off_by_one])
+
+
+@st.composite
+def batches(
+    draw: st.DrawFn, device: str = "cpu", *, dtypes: list[torch.dtype] = DTYPES, side: int = 6, channels: int = 6
+) -> Tensor:
+    """Return (N, C, H, W), up to 3 images of up to `side` pixels a side; none at all now and then."""
+    shape = draw(st.tuples(st.integers(0, 3), st.integers(1, channels), st.integers(1, side), st.integers(1, side)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    made = torch.randn(shape, generator=generator).to(device, draw(st.sampled_from(dtypes)))
+    layout: Callable[[Tensor], Tensor] = draw(layouts)
+    return layout(made)
+
+
+def corners(data: st.DataObject, count: int) -> Tensor:
+    """Return (K, 2) places inside and outside of a batch's images."""
+    corner = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
+    return torch.tensor([data.draw(corner) for _ in range(count)], dtype=torch.long).reshape(-1, 2)
+
+
+def lies_as(made: Tensor, source: Tensor) -> bool:
+    """Whether a result has its source's memory format: channels-last where only that is so, otherwise contiguous."""
+    last = source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous()
+    return made.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

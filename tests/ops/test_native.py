@@ -1,0 +1,136 @@
+"""The door to native code: what is loaded, what takes its place, and that nobody can tell but by speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cnnviz
+from cnnviz import ops
+from cnnviz.ops import _native
+
+OPERATORS = [
+    "crop_patches",
+    "crop_patches_backward",
+    "gram_matrix",
+    "guided_relu",
+    "guided_relu_backward",
+    "occlude",
+    "overlay_crop",
+]
+OFF = os.environ.get("CNNVIZ_NATIVE") == "0"
+
+
+def _has_kernel(operator: str, device: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"cnnviz::{operator}", device)
+
+
+@pytest.mark.parametrize("device", ["CPU", "CUDA"])
+def test_status_tells_which_kernels_are_in_use(device: str) -> None:
+    told = ops.status()[device.lower()]
+    assert told.startswith("native (") == _has_kernel("occlude", device)
+    assert all(_has_kernel(operator, device) == told.startswith("native") for operator in OPERATORS)
+
+
+@pytest.mark.skipif(os.environ.get("CNNVIZ_REQUIRE_NATIVE") != "1", reason="only where native code is required")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_native_code_is_there_where_it_is_required(device: str) -> None:
+    told = ops.status()[device]
+    assert told == "PyTorch: switched off by CNNVIZ_NATIVE=0" if OFF else told.startswith("native ("), told
+
+
+def _elsewhere(code: str, **environment: str) -> str:
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+RESULTS = """
+import json, torch
+from cnnviz import ops
+x = torch.randn(2, 70, 9, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+yx, index = torch.tensor([[-2, 3], [5, 7]]), torch.tensor([1, 0])
+made = [
+    ops.gram_matrix(x),
+    torch.autograd.grad(ops.guided_relu(x).square().sum(), x)[0],
+    ops.occlude(x.detach(), torch.tensor([[1, 2, 4, 3, 9]]), torch.ones(70, 1, 1), channels_last=True),
+    torch.autograd.grad(ops.crop_patches(x, index, yx, (5, 6)).square().sum(), x)[0],
+    ops.overlay_crop(x[:1].detach(), x[:, :, :3, :4].detach(), yx, yx - 1, (6, 6), pad=1.0),
+]
+errors = []
+for call in (
+    lambda: ops.crop_patches(x, index + 1, yx, (5, 6)),
+    lambda: ops.occlude(x, torch.tensor([[0, 0, 1, 0, 1], [1, 2, 10, 3, 9], [3, 0, 0, 0, 0]]), torch.ones(1, 1, 1)),
+):
+    try:
+        call()
+    except ValueError as error:
+        errors.append(str(error))
+print(json.dumps([ops.status()["cpu"], errors, [m.double().flatten().tolist() for m in made]]))
+"""
+
+
+def test_without_native_code_the_results_and_the_messages_are_the_same() -> None:
+    here, there = (json.loads(_elsewhere(RESULTS, CNNVIZ_NATIVE=switch)) for switch in ("1", "0"))
+    assert there[0] == "PyTorch: switched off by CNNVIZ_NATIVE=0"
+    assert here[1] == there[1]
+    assert len(here[1]) == 2
+    gram, *moved = zip(here[2], there[2], strict=True)
+    torch.testing.assert_close(*map(torch.tensor, gram), rtol=1e-5, atol=1e-7)
+    assert all(a == b for a, b in moved)
+
+
+MISSING = """
+import sys
+for name in ("cnnviz._C", "cnnviz._C_cuda", "cnnviz._host"):
+    sys.modules[name] = None
+import torch
+from cnnviz import ops
+print(ops.status()["cpu"])
+print(ops.gram_matrix(torch.ones(1, 1, 2, 2)).item())
+"""
+
+
+def test_a_missing_module_costs_no_more_than_speed() -> None:
+    told, value = _elsewhere(MISSING).splitlines()
+    assert told.startswith("PyTorch: ")
+    assert float(value) == 1
+
+
+def test_a_module_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError(f"{name}: undefined symbol: torch_list_push_back")
+
+    monkeypatch.delenv("CNNVIZ_NATIVE", raising=False)
+    monkeypatch.setattr(_native.importlib, "import_module", fail)
+    assert _native._load("_C") == "it does not load: cnnviz._C: undefined symbol: torch_list_push_back"
+
+
+def test_cuda_kernels_are_compiled_for_the_architectures() -> None:
+    libraries = list(Path(cnnviz.__file__).parent.glob("_C_cuda.*"))
+    if not libraries:
+        pytest.skip("CUDA kernels were not built")
+    assert _compiled_for(libraries[0].read_bytes()) >= {("elf", 80), ("elf", 90), ("ptx", 90)}
+
+
+def _compiled_for(library: bytes) -> set[tuple[str, int]]:
+    """Read what nvcc packed: containers begin with a magic number; kind, size and architecture lead each entry."""
+    found, place = set(), 0
+    while (place := library.find(struct.pack("<I", 0xBA55ED50), place)) >= 0:
+        _, _, header, size = struct.unpack_from("<IHHQ", library, place)
+        entry, place = place + header, place + header + size
+        while entry < place:
+            kind, _, header, size = struct.unpack_from("<HHIQ", library, entry)
+            (architecture,) = struct.unpack_from("<I", library, entry + 28)
+            found.add(({1: "ptx", 2: "elf"}[kind], architecture))
+            entry += header + size
+    return found

@@ -1,0 +1,104 @@
+"""What holds for every operator: schema, gradients, messages, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from cnnviz import ops
+
+IMAGES = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+INDEX = torch.tensor([0, 2, 2, 1])
+YX = torch.tensor([[-2, 3], [0, 0], [4, 3], [-9, -9]])
+DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gram_matrix": ops.gram_matrix,
+    "gram_matrix, plain": lambda x: ops.gram_matrix(x, normalise=False),
+    "guided_relu": lambda x: ops.guided_relu(x, "plain"),  # the other rules give no derivative of the output
+    "crop_patches": lambda x: ops.crop_patches(x, INDEX, YX, (3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients(name: str) -> None:
+    x = IMAGES.clone().requires_grad_()
+    assert gradcheck(DIFFERENTIABLE[name], x)
+    assert gradgradcheck(DIFFERENTIABLE[name], x)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_()
+
+
+CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "gram_matrix": lambda: (_leaf(IMAGES), True),
+    "guided_relu": lambda: (_leaf(IMAGES), "guided"),
+    "guided_relu_backward": lambda: (_leaf(IMAGES), IMAGES.relu(), "deconvnet"),
+    "crop_patches": lambda: (_leaf(IMAGES), INDEX, YX, [3, 2], 0.5),
+    "crop_patches_backward": lambda: (_leaf(torch.ones(4, 2, 3, 2)), INDEX, YX, [3, 2, 5, 4]),
+    "occlude": lambda: (IMAGES, torch.tensor([[1, 0, 2, 1, 4]]), IMAGES[0], True),
+    "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck itself looks at tensors that are no leaves
+@pytest.mark.parametrize("name", CALLS)
+def test_schema_fake_and_autograd_agree(name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.cnnviz, name).default, CALLS[name]())
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            lambda: ops.gram_matrix(torch.ones(3, 4, 5)),
+            r"x is \(3, 4, 5\) torch.float32, expected a float32, .* tensor \(N, C, H, W\)",
+        ),
+        (
+            lambda: ops.gram_matrix(torch.ones(1, 3, 4, 5).long()),
+            "torch.int64, expected a float32, float64, float16 or bfloat16",
+        ),
+        (lambda: ops.guided_relu(torch.ones(3), "guded"), "rule is 'guded', expected one of 'plain', 'deconvnet'"),
+        (lambda: ops.occlude(IMAGES, torch.tensor([[0, 0, 6, 0, 1]]), IMAGES[0]), r"window 0 is \[0, 0, 6, 0, 1\]"),
+        (
+            lambda: ops.occlude(IMAGES, torch.tensor([[3, 0, 1, 0, 1]]), IMAGES[0]),
+            r"window 0 is \[3, 0, 1, 0, 1\], expected .* inside one of 3 images of 5 x 4",
+        ),
+        (lambda: ops.occlude(IMAGES, torch.tensor([[0, 0, 1, 0, 1], [0, 2, 1, 0, 1]]), IMAGES[0]), "window 1 is"),
+        (lambda: ops.guided_relu(torch.ones(3, dtype=torch.float8_e4m3fn)), "torch.float8_e4m3fn, expected a float32"),
+        (lambda: ops.occlude(IMAGES, torch.ones(2, 4).long(), IMAGES[0]), r"expected an int64 tensor \(K, 5\)"),
+        (lambda: ops.occlude(IMAGES, torch.ones(0, 5).long(), IMAGES[0].float()), "baseline is"),
+        (lambda: ops.crop_patches(IMAGES, INDEX, YX[:2], (1, 1)), r"yx is \(2, 2\) torch.int64, expected .* \(4, 2\)"),
+        (lambda: ops.crop_patches(IMAGES, INDEX + 1, YX, (1, 1)), r"index\[1\] is 3, expected 0 to 2"),
+        (
+            lambda: ops.crop_patches(IMAGES, INDEX, YX, (0, 1)),
+            r"size is \(0, 1\), expected \(height, width\) of at least 1",
+        ),
+        (lambda: ops.overlay_crop(IMAGES, torch.ones(4, 2, 1, 1).double(), YX, YX, (1, 1)), r"expected \(1, C, H, W\)"),
+    ],
+)
+def test_bad_input_is_told_with_what_is_expected(call: Callable[[], Tensor], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        call()
+
+
+def test_compiled_without_a_break() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def sharpest(x: Tensor) -> Tensor:
+        return ops.gram_matrix(ops.guided_relu(x, "guided"))
+
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    (compiled,) = torch.autograd.grad(sharpest(x).sum(), x)
+    (plain,) = torch.autograd.grad(ops.gram_matrix(ops.guided_relu(x, "guided")).sum(), x)
+    torch.testing.assert_close(compiled, plain)
+
+
+def test_what_has_no_gradient_says_so() -> None:
+    images = torch.ones(1, 1, 2, 2, requires_grad=True)
+    made = ops.occlude(images, torch.tensor([[0, 0, 1, 0, 1]]), torch.zeros(1, 1, 1))
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        made.sum().backward()

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The operators' tests, on native code under AddressSanitizer and UndefinedBehaviorSanitizer, built in a copy of the
+# sources. PYTHON names the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cp -r cnnviz csrc plugins tests setup.py pyproject.toml "$copy"
+rm -f "$copy"/cnnviz/*.so
+cd "$copy"
+
+sanitizers="-fsanitize=address,undefined -fno-sanitize-recover=all"
+CNNVIZ_BUILD=cpu CFLAGS="$sanitizers -fno-omit-frame-pointer -g1 -O1" LDFLAGS="$sanitizers" \
+  "$python" setup.py --quiet build_ext --inplace >build.log 2>&1 || { tail -50 build.log; exit 1; }
+
+# Python itself is not built so: the libraries come first, and its own leaks are not ours.
+preload=$("${CXX:-g++}" -print-file-name=libasan.so):$("${CXX:-g++}" -print-file-name=libubsan.so)
+run() {
+  env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$python" "$@"
+}
+run -c 'from cnnviz import ops; told = ops.status()["cpu"]; assert told.startswith("native"), told'
+# A check of the check: what reads past its memory must end with a report.
+if run -c 'import torch; from cnnviz import ops; torch.ops.cnnviz.occlude(
+    torch.ones(1, 1, 8, 8), torch.tensor([[9999, 0, 1, 0, 1]]), torch.ones(1, 1, 1), False)' 2>report.log; then
+  echo "the address sanitizer let a read outside of an image pass" && exit 1
+fi
+grep -q "AddressSanitizer" report.log
+run -m pytest -q -p no:cacheprovider tests/ops --deselect tests/ops/test_operators.py::test_compiled_without_a_break \
+  --ignore tests/ops/test_native.py
