@@ -148,10 +148,8 @@ def building_each() -> type[build_ext]:
                     built.append(extension)
                 except Exception as error:  # noqa: BLE001  whatever a compiler or torch's own checks come up with
                     refuse(name, error)
-                    MISSING[name] = (
-                        f"building it failed: {str(error).splitlines()[0]} (pip install --verbose shows the compiler's "
-                        "messages)"
-                    )
+                    first = (str(error) or repr(error)).splitlines()[0]
+                    MISSING[name] = f"building it failed: {first} (pip install --verbose shows the compiler's messages)"
                     print(f"cnnviz: {name} is left out; {MISSING[name]}", file=sys.stderr)
             self.extensions = built
             note(self)

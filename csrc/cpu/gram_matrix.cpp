@@ -3,8 +3,10 @@
 // Pixels are packed into strips of a few channels side by side, as many as two vectors hold. One strip times another is
 // then a sum of outer products, for which the sums stay in registers. Blocks of pairs of strips are shared out among the
 // threads, each in a fixed order, and written twice, on both sides of the diagonal.
+#include <cstdlib>
 #include <memory>
 #include <new>
+#include <string_view>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
@@ -93,9 +95,21 @@ struct Kernel {
   int64_t strip;
 };
 
+// Whether the processor has such instructions, and PyTorch's own variable does not keep it from using them.
+bool has_avx2() {
+  const char* allowed = std::getenv("ATEN_CPU_CAPABILITY");
+  return __builtin_cpu_supports("x86-64-v3") && !(allowed && std::string_view(allowed) == "default");
+}
+
+bool has_avx512() {
+  const char* allowed = std::getenv("ATEN_CPU_CAPABILITY");
+  return __builtin_cpu_supports("x86-64-v4") && has_avx2() && !(allowed && std::string_view(allowed) == "avx2");
+}
+
 template <class T>
 Kernel<T> kernel() {
-  if (__builtin_cpu_supports("x86-64-v4")) return {&add_block_avx512<T>, kStrip<T, Avx512>};
+  static const bool wide = has_avx512();
+  if (wide) return {&add_block_avx512<T>, kStrip<T, Avx512>};
   return {&add_block_avx2<T>, kStrip<T, Avx2>};
 }
 
@@ -331,7 +345,7 @@ Tensor gram_matrix(const Tensor& x, bool normalise) {
 STABLE_TORCH_LIBRARY_IMPL(cnnviz, CPU, library) {
 #ifdef CNNVIZ_HAS_KERNEL
   // Vectors shorter than these leave the matrix library ahead, and with it the reference.
-  if (__builtin_cpu_supports("x86-64-v3")) library.impl("gram_matrix", TORCH_BOX(&gram_matrix));
+  if (has_avx2()) library.impl("gram_matrix", TORCH_BOX(&gram_matrix));
 #endif
 }
 

@@ -89,6 +89,31 @@ def test_without_native_code_the_results_and_the_messages_are_the_same() -> None
     assert all(a == b for a, b in moved)
 
 
+BLOCKS = """
+import torch
+from cnnviz import ops
+worst = 0.0
+for shape in [(1, 3, 5, 7), (2, 64, 30, 30), (1, 100, 17, 40), (2, 200, 12, 23), (1, 520, 9, 9)]:
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            x = x.contiguous(memory_format=layout)
+            flat = x.double().flatten(2)
+            off = (ops.gram_matrix(x, normalise=False).double() - flat @ flat.mT).abs().amax() / shape[2] / shape[3]
+            # Rounding errors of a sum grow with the root of its length.
+            worst = max(worst, float(off) / torch.finfo(dtype).eps / (4 + flat.shape[2] ** 0.5))
+print(torch._C._dispatch_has_kernel_for_dispatch_key("cnnviz::gram_matrix", "CPU"), worst)
+"""
+
+
+@pytest.mark.parametrize("instructions", ["default", "avx2", "avx512"])
+def test_gram_matrices_on_lesser_processors(instructions: str) -> None:
+    native, worst = _elsewhere(BLOCKS, ATEN_CPU_CAPABILITY=instructions).split()
+    if _has_kernel("gram_matrix", "CPU"):
+        assert (native == "True") == (instructions != "default")
+    assert float(worst) < 1
+
+
 MISSING = """
 import sys
 for name in ("cnnviz._C", "cnnviz._C_cuda", "cnnviz._host"):
