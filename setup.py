@@ -44,7 +44,8 @@ def toolkit() -> str | None:
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
     if named or not nvcc:
-        return named
+        usual = Path("/usr/local/cuda")
+        return named or (str(usual) if usual.is_dir() else None)
     told = subprocess.run(
         [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
     ).stderr

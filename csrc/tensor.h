@@ -41,7 +41,7 @@ inline Tensor empty(const Tensor& like, const Sizes& sizes, bool channels_last) 
   for (size_t i = 0; i < sizes.size(); ++i) {
     const size_t dim = channels_last ? std::array<size_t, 4>{1, 3, 2, 0}[i] : sizes.size() - 1 - i;
     strides[dim] = step;
-    step *= std::max<int64_t>(sizes[dim], 1);
+    step *= channels_last ? sizes[dim] : std::max<int64_t>(sizes[dim], 1);  // as torch has it for empty tensors
   }
   int32_t type = 0, device = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));

@@ -6,9 +6,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _native
 
+_FAR: Final = 2**30
 _DTYPES: Final = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 
@@ -39,7 +41,27 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, .
     ):
         wanted = ", ".join("K" if length is None else str(length) for length in shape)
         raise ValueError(f"{operator}: {name} is {_told(value)}, expected an int64 tensor ({wanted})")
-    return value.cpu()
+    return value.cpu() if _has_values(value) else value
+
+
+def _has_values(value: Tensor) -> bool:
+    """Tell numbers from what only stands for them while a graph is traced."""
+    return not (value.is_meta or isinstance(value, FakeTensor) or torch.compiler.is_compiling())
+
+
+def corners(operator: str, name: str, value: Tensor, count: int) -> Tensor:
+    """Require (K, 2) int64 rows and columns, not so far away that sums with sizes overflow; return them on the CPU.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = integers(operator, name, value, (count, 2))
+    if _has_values(value) and (wrong := _native.first_outside(value, -_FAR, _FAR)) >= 0:
+        raise ValueError(
+            f"{operator}: {name}[{wrong // 2}] is {value[wrong // 2].tolist()}, expected a row and a column within "
+            f"{_FAR} pixels"
+        )
+    return value
 
 
 def places(operator: str, name: str, value: Tensor, stop: int) -> Tensor:
@@ -49,7 +71,7 @@ def places(operator: str, name: str, value: Tensor, stop: int) -> Tensor:
         ValueError: it is something else.
     """
     value = integers(operator, name, value, (None,))
-    if (wrong := _native.first_outside(value, stop)) >= 0:
+    if _has_values(value) and (wrong := _native.first_outside(value, 0, stop)) >= 0:
         raise ValueError(f"{operator}: {name}[{wrong}] is {value[wrong]}, expected 0 to {stop - 1}")
     return value
 
@@ -62,7 +84,7 @@ def windows(operator: str, value: Tensor, images: torch.Size) -> Tensor:
     """
     value = integers(operator, "windows", value, (None, 5))
     count, _, height, width = images
-    if (wrong := _native.first_bad_window(value, count, height, width)) >= 0:
+    if _has_values(value) and (wrong := _native.first_bad_window(value, count, height, width)) >= 0:
         raise ValueError(
             f"{operator}: window {wrong} is {value[wrong].tolist()}, expected (image, top, bottom, left, right) inside "
             f"one of {count} images of {height} x {width}"

@@ -47,12 +47,12 @@ def status() -> dict[str, str]:
     }
 
 
-def first_outside(values: Tensor, stop: int) -> int:
-    """Return the place of the first number that is not in [0, stop), or -1; `values` is (K,) int64 on the CPU."""
+def first_outside(values: Tensor, start: int, stop: int) -> int:
+    """Return the place of the first number that is not in [start, stop), or -1; int64 on the CPU, counted flat."""
     if isinstance(_HOST, str):
-        return _first((values < 0) | (values >= stop))
+        return _first(((values < start) | (values >= stop)).flatten())
     values = values.contiguous()
-    place: int = _HOST.first_outside(values.data_ptr(), len(values), stop)
+    place: int = _HOST.first_outside(values.data_ptr(), values.numel(), start, stop)
     return place
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,9 +32,16 @@ def gram_matrix(x: Tensor, *, normalise: bool = True) -> Tensor:
 def _gram_matrix(x: Tensor, normalise: bool) -> Tensor:
     flat = x.flatten(2)
     # Scaled within the product: unscaled sums are out of float16's range for maps of ordinary size.
-    whole = torch.baddbmm(x.new_zeros(1), flat, flat.mT, beta=0, alpha=1 / _divisor(x, normalise))
+    with _own_precision(x):
+        whole = torch.baddbmm(x.new_zeros(1), flat, flat.mT, beta=0, alpha=1 / _divisor(x, normalise))
     upper = whole.triu()
     return upper + upper.triu(1).mT  # a product's two halves may differ in their last bit
+
+
+def _own_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Keep autocast from what has a precision already: the input's."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _divisor(x: Tensor, normalise: bool) -> int:
@@ -54,7 +62,8 @@ def _setup(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (x,) = ctx.saved_tensors
     both = (grad + grad.mT) / _divisor(x, ctx.normalise)
-    return (both @ x.flatten(2)).reshape(x.shape), None
+    with _own_precision(x):
+        return (both @ x.flatten(2)).reshape(x.shape), None
 
 
 _forward = Operator(_gram_matrix, _setup, _backward)

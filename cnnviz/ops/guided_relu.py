@@ -27,7 +27,7 @@ def guided_relu(x: Tensor, rule: Rule = "guided") -> Tensor:
     """
     if rule not in _RULES:
         raise ValueError(f"guided_relu: rule is {rule!r}, expected one of {', '.join(map(repr, _RULES))}")
-    _check.floating("guided_relu", "x", x, "…" * x.dim())
+    _check.floating("guided_relu", "x", x, "…" * x.dim() if isinstance(x, Tensor) else "…")
     return _forward(x, rule)
 
 
@@ -69,9 +69,10 @@ def _setup_twice(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -
 def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     """Pass where the first backward passed; the forward's values decide no more than where that is."""
     first, forward = ctx.saved_tensors
-    open_ = torch.ones_like(first, dtype=torch.bool) if ctx.rule == "plain" else first > 0
-    open_ = open_ if ctx.rule == "deconvnet" else open_ & (forward > 0)
-    return grad * open_, None, None
+    closed = forward <= 0 if ctx.rule == "plain" else first <= 0
+    if ctx.rule == "guided":
+        closed = closed | (forward <= 0)
+    return grad.masked_fill(closed, 0), None, None
 
 
 _forward = Operator(_guided_relu, _setup, _backward)

@@ -13,7 +13,7 @@
 #include "../gram_panels.h"
 #include "memory.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 12)
 #define CNNVIZ_HAS_KERNEL 1
 #endif
 
@@ -229,12 +229,13 @@ template <class T, class From>
 void multiply_few(const Job<T, From>& job) {
   const int64_t blocks = job.blocks(), strips = job.strips();
   const int64_t parts = std::clamp<int64_t>(16 / job.count, 1, (job.pixels + kDepth - 1) / kDepth);
-  const Memory<T> sums(job.count * parts * blocks * kArea);
+  const bool at_once = parts == 1;
+  const Memory<T> sums(at_once ? 0 : job.count * parts * blocks * kArea);
   parallel_rows(job.count * parts, kGrainBytes, [&](int64_t first, int64_t last) {
-    const Memory<T> packed(strips * job.kernel.strip * kDepth);
+    const Memory<T> packed(strips * job.kernel.strip * kDepth), own_sums(at_once ? blocks * kArea : 0);
     for (int64_t i = first; i < last; ++i) {
       const int64_t image = i / parts, part = i % parts, end = job.pixels * (part + 1) / parts;
-      T* own = sums.data() + i * blocks * kArea;
+      T* own = at_once ? own_sums.data() : sums.data() + i * blocks * kArea;
       std::fill_n(own, blocks * kArea, T(0));
       for (int64_t begin = job.pixels * part / parts; begin < end; begin += kDepth) {
         const int64_t depth = std::min(kDepth, end - begin);
@@ -242,8 +243,11 @@ void multiply_few(const Job<T, From>& job) {
           job.pack_strip(packed.data() + strip * depth * job.kernel.strip, image, strip, begin, begin + depth);
         for (int64_t block = 0; block < blocks; ++block) job.add(Block(block), packed.data(), depth, own + block * kArea);
       }
+      for (int64_t block = 0; at_once && block < blocks; ++block)
+        write_block(job.matrix(image), job.channels, Block(block), own + block * kArea, job.scale);
     }
   });
+  if (at_once) return;
   parallel_rows(job.count * blocks, kGrainBytes, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t image = i / blocks, block = i % blocks;
@@ -286,15 +290,18 @@ void multiply_many(const Job<T, From>& job) {
   }
 }
 
-// Processors multiply bfloat16 by instructions of their own, which the library knows: a whole product, and one half of it
-// copied over the other, since the two may differ in their last bit.
+// Where the library is ahead, since blocks would be empty for the most part or since processors multiply bfloat16 by
+// instructions of their own: a whole product, and one half of it copied over the other, since the two may differ in their
+// last bit.
 void multiply_by_library(const Tensor& x, const Tensor& made, double scale) {
   gram_lower(x, made, scale, 1, aoti_torch_cpu_baddbmm_out);
   const int64_t channels = made.size(1), side = (channels + kBlock - 1) / kBlock;
-  auto* matrices = static_cast<uint16_t*>(made.mutable_data_ptr());
-  parallel_rows(made.size(0) * side * (side + 1) / 2, kBlock * kBlock * sizeof(uint16_t), [&](int64_t first, int64_t last) {
+  by_element_size(made, [&](auto element) {
+    using T = decltype(element);
+    T* matrices = static_cast<T*>(made.mutable_data_ptr());
+    parallel_rows(made.size(0) * side * (side + 1) / 2, kArea * sizeof(T), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      uint16_t* matrix = matrices + i / (side * (side + 1) / 2) * channels * channels;
+      T* matrix = matrices + i / (side * (side + 1) / 2) * channels * channels;
       const Block block(i % (side * (side + 1) / 2));
       const int64_t top = block.row * kBlock, left = block.column * kBlock;
       const int64_t rows = std::min(kBlock, channels - top), columns = std::min(kBlock, channels - left);
@@ -305,6 +312,7 @@ void multiply_by_library(const Tensor& x, const Tensor& made, double scale) {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = r + 1; c < columns; ++c) matrix[(top + r) * channels + left + c] = matrix[(top + c) * channels + left + r];
     }
+    });
   });
 }
 
@@ -316,7 +324,7 @@ Tensor gram_matrix(const Tensor& x, bool normalise) {
     return made;
   }
   const double scale = normalise ? 1.0 / (static_cast<double>(channels) * pixels) : 1.0;
-  if (x.scalar_type() == ScalarType::BFloat16) {
+  if (x.scalar_type() == ScalarType::BFloat16 || channels < 48) {
     multiply_by_library(x, made, scale);
     return made;
   }

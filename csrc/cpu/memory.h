@@ -10,7 +10,7 @@
 #include "../tensor.h"
 
 // One function, compiled for several instruction sets; the loader takes the best that the processor has.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
 #define CNNVIZ_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define CNNVIZ_CLONES

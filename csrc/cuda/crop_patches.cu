@@ -28,13 +28,13 @@ __global__ void crop_kernel(const Crop<T> crop, const __grid_constant__ Table<3>
          i += gridDim.x * static_cast<int64_t>(blockDim.x) * kCount) {
       Spot<Index> spot(static_cast<Index>(i), crop.height, crop.row);
       P made;
-      const int64_t y = at[1] + spot.y, x = shift + spot.place;
+      const int64_t y = static_cast<int64_t>(at[1]) + spot.y, x = shift + spot.place;
       if (spot.place + kCount <= crop.row && y >= 0 && y < source.height && x >= 0 && x + kCount <= source.row) {
         made = read<T, kCount>(image + spot.plane * source.plane + y * source.row + x);
       } else {
 #pragma unroll
         for (int j = 0; j < kCount; ++j, spot.next(crop.height, crop.row)) {
-          const int64_t line = at[1] + spot.y, place = shift + spot.place;
+          const int64_t line = static_cast<int64_t>(at[1]) + spot.y, place = shift + spot.place;
           const bool inside = line >= 0 && line < source.height && place >= 0 && place < source.row;
           made.at[j] = inside ? image[spot.plane * source.plane + line * source.row + place] : crop.pad;
         }

@@ -27,7 +27,7 @@ __global__ void overlay_kernel(const Overlay<T> overlay, const __grid_constant__
       Spot<Index> spot(static_cast<Index>(i), overlay.height, overlay.row);
       P made;
       // The place on the base, and the same place on the patch.
-      const int64_t y = at[2] + spot.y, x = shift + spot.place, v = y - at[0], u = x - patch_shift;
+      const int64_t y = static_cast<int64_t>(at[2]) + spot.y, x = shift + spot.place, v = y - at[0], u = x - patch_shift;
       const bool together = spot.place + kCount <= overlay.row && y >= 0 && y < base.height && x >= 0 && x + kCount <= base.row;
       const bool on_patch = v >= 0 && v < patches.height && u >= 0 && u + kCount <= patches.row;
       const bool beside = v < 0 || v >= patches.height || u + kCount <= 0 || u >= patches.row;
@@ -38,7 +38,7 @@ __global__ void overlay_kernel(const Overlay<T> overlay, const __grid_constant__
       } else {
 #pragma unroll
         for (int j = 0; j < kCount; ++j, spot.next(overlay.height, overlay.row)) {
-          const int64_t line = at[2] + spot.y, place = shift + spot.place, down = line - at[0], across = place - patch_shift;
+          const int64_t line = static_cast<int64_t>(at[2]) + spot.y, place = shift + spot.place, down = line - at[0], across = place - patch_shift;
           made.at[j] = overlay.pad;
           if (line < 0 || line >= base.height || place < 0 || place >= base.row) continue;
           const bool covered = down >= 0 && down < patches.height && across >= 0 && across < patches.row;

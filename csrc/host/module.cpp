@@ -29,11 +29,11 @@ pybind11::dict facts() {
   return made;
 }
 
-// The place of the first of `count` numbers that is not in [0, stop), or -1.
-int64_t first_outside(uintptr_t address, int64_t count, int64_t stop) {
+// The place of the first of `count` numbers that is not in [start, stop), or -1.
+int64_t first_outside(uintptr_t address, int64_t count, int64_t start, int64_t stop) {
   const auto* values = reinterpret_cast<const int64_t*>(address);
   for (int64_t i = 0; i < count; ++i)
-    if (values[i] < 0 || values[i] >= stop) return i;
+    if (values[i] < start || values[i] >= stop) return i;
   return -1;
 }
 

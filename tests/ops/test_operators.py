@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from cnnviz import ops
@@ -62,6 +63,15 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
             lambda: ops.gram_matrix(torch.ones(1, 3, 4, 5).long()),
             "torch.int64, expected a float32, float64, float16 or bfloat16",
         ),
+        (lambda: ops.guided_relu(3.0), "x is 3.0, expected a float32"),
+        (
+            lambda: ops.crop_patches(IMAGES, INDEX, YX - 2**63, (1, 1)),
+            r"yx\[0\] is \[.*\], expected a row and a column within 1073741824 pixels",
+        ),
+        (
+            lambda: ops.overlay_crop(IMAGES[:1], torch.ones(4, 2, 1, 1).double(), YX, YX + 2**40, (1, 1)),
+            r"crop_yx\[0\]",
+        ),
         (lambda: ops.guided_relu(torch.ones(3), "guded"), "rule is 'guded', expected one of 'plain', 'deconvnet'"),
         (lambda: ops.occlude(IMAGES, torch.tensor([[0, 0, 6, 0, 1]]), IMAGES[0]), r"window 0 is \[0, 0, 6, 0, 1\]"),
         (
@@ -102,3 +112,31 @@ def test_what_has_no_gradient_says_so() -> None:
     made = ops.occlude(images, torch.tensor([[0, 0, 1, 0, 1]]), torch.zeros(1, 1, 1))
     with pytest.raises(RuntimeError, match="no autograd formula"):
         made.sum().backward()
+
+
+def test_traced_on_tensors_without_values() -> None:
+    with FakeTensorMode():
+        images, index, yx = (
+            torch.empty(2, 3, 8, 8),
+            torch.zeros(4, dtype=torch.long),
+            torch.zeros(4, 2, dtype=torch.long),
+        )
+        assert ops.crop_patches(images, index, yx, (3, 2)).shape == (4, 3, 3, 2)
+        windows, baseline = torch.zeros(4, 5, dtype=torch.long), torch.zeros(3, 1, 1)
+        assert ops.occlude(images, windows, baseline).shape == (4, 3, 8, 8)
+    assert ops.gram_matrix(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 3, 3)
+
+
+def test_autocast_changes_no_precision() -> None:
+    x = torch.randn(2, 60, 9, 9).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        made = ops.gram_matrix(x)
+        (gradient,) = torch.autograd.grad(made.sum(), x)
+    plain = ops.gram_matrix(x)
+    assert torch.equal(made, plain)
+    assert torch.equal(gradient, torch.autograd.grad(plain.sum(), x)[0])
+
+
+def test_an_empty_result_lies_as_torch_would_lay_it() -> None:
+    call = (torch.empty(1, 3, 0, 4), torch.tensor([[0, 0, 0, 1, 2]]), torch.zeros(3, 1, 1), True)
+    torch.library.opcheck(torch.ops.cnnviz.occlude.default, call)
