@@ -21,6 +21,10 @@ inline void gram_lower(const Tensor& x, const Tensor& made, double scale, int64_
   const int64_t count = x.size(0), channels = x.size(1);
   const Tensor rows = torch::stable::reshape(x, Sizes{count, channels, x.size(2) * x.size(3)});
   const Tensor columns = torch::stable::transpose(rows, 1, 2);
+  if (panels == 1) {  // without a view of everything, which would cost as much as a small product
+    STABLE_TORCH_ERROR_CODE_CHECK(product(made.get(), made.get(), rows.get(), columns.get(), 0.0, scale));
+    return;
+  }
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t begin = channels * panel / panels / 16 * 16;
     const int64_t end = panel + 1 == panels ? channels : channels * (panel + 1) / panels / 16 * 16;

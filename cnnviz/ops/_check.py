@@ -28,7 +28,7 @@ def floating(operator: str, name: str, value: Tensor, dims: str) -> None:
 
 
 def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    """Require an int64 tensor of a shape in which None stands for any length; return it on the CPU.
+    """Require an int64 tensor of a shape of which the first length may be None, for any; return it on the CPU.
 
     Raises:
         ValueError: it is something else.
@@ -37,16 +37,17 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, .
         not isinstance(value, Tensor)
         or value.dtype != torch.int64
         or value.dim() != len(shape)
-        or any(want is not None and have != want for want, have in zip(shape, value.shape, strict=True))
+        or (shape[0] is not None and value.shape[0] != shape[0])
+        or value.shape[1:] != shape[1:]
     ):
         wanted = ", ".join("K" if length is None else str(length) for length in shape)
         raise ValueError(f"{operator}: {name} is {_told(value)}, expected an int64 tensor ({wanted})")
-    return value.cpu() if _has_values(value) else value
+    return value if value.is_cpu or not _has_values(value) else value.cpu()
 
 
 def _has_values(value: Tensor) -> bool:
     """Tell numbers from what only stands for them while a graph is traced."""
-    return not (value.is_meta or isinstance(value, FakeTensor) or torch.compiler.is_compiling())
+    return not value.is_meta if type(value) is Tensor else not isinstance(value, FakeTensor)
 
 
 def corners(operator: str, name: str, value: Tensor, count: int) -> Tensor:
