@@ -104,7 +104,7 @@ def copy(device: str) -> Callable[[int], Ceiling]:
     """A copy into memory that is there already, which moves so many bytes: half of them read, half written."""
 
     def of(moved: int) -> Ceiling:
-        source = torch.zeros(moved // 2, dtype=torch.uint8, device=device).view(-1)
+        source = torch.zeros(moved // 2, dtype=torch.uint8, device=device)
         target = torch.ones_like(source)
         return Ceiling("copy", lambda: target.copy_(source), moved)
 

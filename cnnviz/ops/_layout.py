@@ -12,6 +12,6 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def empty(like: Tensor, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
-    """Return memory of the type and device of `like`, not filled."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+def empty(like: Tensor, shape: tuple[int, ...], layout: torch.memory_format | None = None) -> Tensor:
+    """Return memory of the type and device of `like`, and of its format unless another is asked for, not filled."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout or memory_format(like))

@@ -59,14 +59,14 @@ def _(images: Tensor, index: Tensor, yx: Tensor, size: list[int], pad: float) ->
 
 
 def _empty(images: Tensor, index: Tensor, size: list[int]) -> Tensor:
-    return _layout.empty(images, (index.shape[0], images.shape[1], *size), _layout.memory_format(images))
+    return _layout.empty(images, (index.shape[0], images.shape[1], *size))
 
 
 @torch.library.custom_op("cnnviz::crop_patches_backward", mutates_args=())
 def _crop_patches_backward(grad: Tensor, index: Tensor, yx: Tensor, shape: list[int]) -> Tensor:
     index, yx = index.to(grad.device), yx.to(grad.device)
     rows, columns, inside = _places(torch.Size(shape), yx, list(grad.shape[2:]))
-    total = _layout.empty(grad, tuple(shape), _layout.memory_format(grad)).zero_()
+    total = _layout.empty(grad, tuple(shape)).zero_()
     if total.numel() and grad.numel():
         places = (index[:, None, None], rows[:, :, None], columns[:, None, :])
         kept = torch.where(inside[:, None], grad, 0).movedim(1, -1)
@@ -77,7 +77,7 @@ def _crop_patches_backward(grad: Tensor, index: Tensor, yx: Tensor, shape: list[
 
 @_crop_patches_backward.register_fake
 def _(grad: Tensor, index: Tensor, yx: Tensor, shape: list[int]) -> Tensor:
-    return _layout.empty(grad, tuple(shape), _layout.memory_format(grad))
+    return _layout.empty(grad, tuple(shape))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -63,7 +63,7 @@ def _overlay_crop(
 
 @_overlay_crop.register_fake
 def _(base: Tensor, patch: Tensor, patch_yx: Tensor, crop_yx: Tensor, size: list[int], pad: float) -> Tensor:
-    return _layout.empty(base, (patch.shape[0], base.shape[1], *size), _layout.memory_format(base))
+    return _layout.empty(base, (patch.shape[0], base.shape[1], *size))
 
 
 _forward = Operator(_overlay_crop)

@@ -2,65 +2,16 @@
 #include "crop.h"
 
 namespace cnnviz::cpu {
-namespace {
-
-template <class T>
-struct Crop {
-  T* to;
-  Source<T> source;
-  const int64_t *image, *corner;
-  Planes planes;
-  int64_t height, width;
-  T pad;
-};
-
-// Write rows [begin, end) of the patches' rows, counted over patches, planes and rows.
-template <class T>
-CNNVIZ_CLONES void write_rows(const Crop<T>& crop, int64_t begin, int64_t end) {
-  const Source<T>& source = crop.source;
-  const int64_t unit = crop.planes.unit, row = crop.width * unit;
-  // What to ask for early: rows of small patches come to an end too soon, so the same row of the next plane.
-  const bool small = crop.height <= 16;
-  const int64_t ahead = small ? source.plane : 2 * source.row;
-  Place place(begin, crop.height, crop.planes.count);
-  T* out = crop.to + begin * row;
-  for (; begin < end; place.next_patch()) {
-    const int64_t top = crop.corner[2 * place.patch], left = crop.corner[2 * place.patch + 1];
-    const Extent rows(top, crop.height, 0, source.height), columns(left, crop.width, 0, source.width);
-    const int64_t lead = columns.begin * unit, body = (columns.end - columns.begin) * unit, tail = row - lead - body;
-    const T* image = source.data + crop.image[place.patch] * source.image + top * source.row + (left + columns.begin) * unit;
-    for (; place.plane < crop.planes.count && begin < end; place.next_plane()) {
-      const T* from = image + place.plane * source.plane;
-      const bool more = !small || place.plane + 1 < crop.planes.count;
-      for (; place.row < crop.height && begin < end; ++place.row, ++begin, out += row) {
-        if (!rows.has(place.row)) {
-          fill(out, crop.pad, row);
-          continue;
-        }
-        const T* line = from + place.row * source.row;
-        if (more && rows.has(place.row + (small ? 0 : 2))) prefetch(line + ahead, body);
-        fill(out, crop.pad, lead);
-        copy(out + lead, line, body);
-        fill(out + lead + body, crop.pad, tail);
-      }
-    }
-  }
-}
-
-}  // namespace
-
 Tensor crop_patches(const Tensor& images, const Tensor& index, const Tensor& yx, const Sizes& size, double pad) {
   const int64_t count = index.size(0), channels = images.size(1);
   const bool channels_last = is_channels_last(images);
   Tensor made = empty(images, {count, channels, size[0], size[1]}, channels_last);
   const Tensor cut = with_dense_rows(images, channels_last), image = in_order(index), corner = in_order(yx);
-  const Planes planes(channels, channels_last);
   by_element_size(images, [&](auto element) {
     using T = decltype(element);
-    const Crop<T> crop{fresh<T>(made), Source<T>(cut, channels_last), numbers(image), numbers(corner), planes, size[0],
-                       size[1],        bits_in<T>(images, pad)};
-    parallel_rows(count * planes.count * size[0], size[1] * planes.unit * sizeof(T),
-                  [&](int64_t begin, int64_t end) { write_rows(crop, begin, end); });
+    write_crops(Crops<T>{fresh<T>(made), Source<T>(cut, channels_last), numbers(image), numbers(corner),
+                         Planes(channels, channels_last), size[0], size[1], bits_in<T>(images, pad)},
+                count);
   });
   return made;
 }

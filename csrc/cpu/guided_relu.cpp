@@ -2,6 +2,7 @@
 #include <string>
 
 #include "memory.h"
+#include "processor.h"
 
 namespace cnnviz::cpu {
 namespace {

@@ -9,13 +9,6 @@
 
 #include "../tensor.h"
 
-// One function, compiled for several instruction sets; the loader takes the best that the processor has.
-#if defined(__x86_64__) && defined(__gnu_linux__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
-#define CNNVIZ_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define CNNVIZ_CLONES
-#endif
-
 namespace cnnviz::cpu {
 
 // Below this many bytes a second thread costs more than it saves.

@@ -1,5 +1,6 @@
 // A copy of an image for each window, with the baseline inside the window; every element of the result is written once.
 #include "memory.h"
+#include "processor.h"
 
 namespace cnnviz::cpu {
 namespace {

@@ -10,7 +10,7 @@ template <class T>
 struct Crop {
   T* to;
   Source<T> source;
-  int64_t patch, count;  // elements of a patch, and patches
+  int64_t elements, count;  // of a patch; patches
   int height, row, unit;
   T pad;
 };
@@ -24,7 +24,7 @@ __global__ void crop_kernel(const Crop<T> crop, const __grid_constant__ Table<3>
     const int32_t* at = places.at[k];
     const T* image = source.data + at[0] * source.image;
     const int64_t shift = static_cast<int64_t>(at[2]) * crop.unit;
-    for (int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * kCount; i < crop.patch;
+    for (int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * kCount; i < crop.elements;
          i += gridDim.x * static_cast<int64_t>(blockDim.x) * kCount) {
       Spot<Index> spot(static_cast<Index>(i), crop.height, crop.row);
       P made;
@@ -39,7 +39,7 @@ __global__ void crop_kernel(const Crop<T> crop, const __grid_constant__ Table<3>
           made.at[j] = inside ? image[spot.plane * source.plane + line * source.row + place] : crop.pad;
         }
       }
-      *reinterpret_cast<P*>(crop.to + k * crop.patch + i) = made;
+      *reinterpret_cast<P*>(crop.to + k * crop.elements + i) = made;
     }
   }
 }
@@ -85,29 +85,20 @@ Tensor crop_patches(const Tensor& images, const Tensor& index, const Tensor& yx,
   if (made.numel() == 0) return made;
   const Tensor cut = in_format(images, channels_last), image = in_order(index), corner = in_order(yx);
   const Planes planes(channels, channels_last);
-  const Device device(images);
   by_element_size(images, [&](auto element) {
     using T = decltype(element);
     Crop<T> crop{};
     crop.source = source_of<T>(cut, planes);
-    crop.patch = channels * size[0] * size[1];
+    crop.elements = channels * size[0] * size[1];
     crop.height = static_cast<int>(size[0]);
     crop.row = static_cast<int>(size[1] * planes.unit);
     crop.unit = static_cast<int>(planes.unit);
     crop.pad = bits_in<T>(images, pad);
-    T* to = static_cast<T*>(made.mutable_data_ptr());
-    const bool wide = is_wide<T>(to, crop.patch);
-    by_tables(count, [&](int64_t begin, int64_t end) {
-      Table<3> table;
-      table.take(0, numbers(image), 1, begin, end);
-      table.take(1, numbers(corner), 2, begin, end);
-      crop.to = to + begin * crop.patch;
-      crop.count = end - begin;
-      const dim3 grid(blocks_for(crop.patch / (wide ? kWide<T> : 1)), static_cast<unsigned>(crop.count));
-      if (wide) crop_kernel<T, kWide<T>, int><<<grid, kThreads, 0, device.stream()>>>(crop, table);
-      else crop_kernel<T, 1, int64_t><<<grid, kThreads, 0, device.stream()>>>(crop, table);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    });
+    write_rows<T>(made, crop, count, true, crop_kernel<T, kWide<T>, int>, crop_kernel<T, 1, int64_t>,
+                  [&](auto&, Table<3>& table, int64_t begin, int64_t end) {
+                    table.take(0, numbers(image), 1, begin, end);
+                    table.take(1, numbers(corner), 2, begin, end);
+                  });
   });
   return made;
 }

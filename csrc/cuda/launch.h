@@ -46,12 +46,6 @@ constexpr int kWide = 16 / sizeof(T);
 
 inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
-// Whether rows of so many elements can be written 16 bytes at a time, and counted in 32 bits.
-template <class T>
-bool is_wide(const void* to, int64_t elements) {
-  return elements % kWide<T> == 0 && elements < (int64_t{1} << 31) && is_aligned(to);
-}
-
 // Where the i-th element of an image lies: plane, row, and place in the row. Index is as wide as the count of elements asks.
 template <class Index>
 struct Spot {
@@ -94,6 +88,26 @@ struct Table {
 template <class F>
 void by_tables(int64_t rows, const F& f) {
   for (int64_t begin = 0; begin < rows; begin += kTableRows) f(begin, std::min(rows, begin + kTableRows));
+}
+
+// Write `rows` results of `job.elements` each, 16 bytes at a time or one element: fill(job, table, begin, end) tells the
+// kernel of results [begin, end), of which job.to is the first and job.count how many there are.
+template <class T, class Job, int kColumns, class Fill>
+void write_rows(const Tensor& made, Job job, int64_t rows, bool wide, void (*wide_kernel)(Job, Table<kColumns>),
+                void (*any_kernel)(Job, Table<kColumns>), const Fill& fill) {
+  const Device device(made);
+  T* to = static_cast<T*>(made.mutable_data_ptr());
+  wide = wide && job.elements % kWide<T> == 0 && job.elements < (int64_t{1} << 31) && is_aligned(to);
+  const auto kernel = wide ? wide_kernel : any_kernel;
+  by_tables(rows, [&](int64_t begin, int64_t end) {
+    Table<kColumns> table;
+    job.to = to + begin * job.elements;
+    job.count = end - begin;
+    fill(job, table, begin, end);
+    const dim3 grid(blocks_for(job.elements / (wide ? kWide<T> : 1)), static_cast<unsigned>(job.count));
+    kernel<<<grid, kThreads, 0, device.stream()>>>(job, table);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  });
 }
 
 }  // namespace cnnviz::cuda

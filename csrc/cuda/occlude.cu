@@ -8,9 +8,9 @@ template <class T>
 struct Occlusion {
   T* to;
   const T *images, *baseline;
-  int64_t image, channel_step, row_step, column_step;  // elements of an image; the baseline's strides, 0 where it repeats
+  int64_t elements, count;                      // of an image; images
+  int64_t channel_step, row_step, column_step;  // the baseline's strides, 0 where it repeats
   int height, row, unit;
-  int64_t count;
 };
 
 // A table's row: image, top, bottom, left, right.
@@ -19,9 +19,9 @@ __global__ void occlude_kernel(const Occlusion<T> o, const __grid_constant__ Tab
   using P = Pack<T, kCount>;
   for (int64_t k = blockIdx.y; k < o.count; k += gridDim.y) {
     const int32_t* window = windows.at[k];
-    const T* image = o.images + window[0] * o.image;
+    const T* image = o.images + window[0] * o.elements;
     const Index left = static_cast<Index>(window[3]) * o.unit, right = static_cast<Index>(window[4]) * o.unit;
-    for (int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * kCount; i < o.image;
+    for (int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * kCount; i < o.elements;
          i += gridDim.x * static_cast<int64_t>(blockDim.x) * kCount) {
       P made = *reinterpret_cast<const P*>(image + i);
       Spot<Index> spot(static_cast<Index>(i), o.height, o.row);
@@ -31,7 +31,7 @@ __global__ void occlude_kernel(const Occlusion<T> o, const __grid_constant__ Tab
         const Index column = spot.place / o.unit, channel = o.unit == 1 ? spot.plane : spot.place - column * o.unit;
         made.at[j] = o.baseline[channel * o.channel_step + spot.y * o.row_step + column * o.column_step];
       }
-      *reinterpret_cast<P*>(o.to + k * o.image + i) = made;
+      *reinterpret_cast<P*>(o.to + k * o.elements + i) = made;
     }
   }
 }
@@ -44,31 +44,20 @@ Tensor occlude(const Tensor& images, const Tensor& windows, const Tensor& baseli
   if (made.numel() == 0) return made;
   const Tensor source = in_format(images, channels_last), boxes = in_order(windows);
   const Planes planes(channels, channels_last);
-  const Device device(images);
   by_element_size(images, [&](auto element) {
     using T = decltype(element);
     Occlusion<T> o{};
     o.images = static_cast<const T*>(source.const_data_ptr());
     o.baseline = static_cast<const T*>(baseline.const_data_ptr());
-    o.image = channels * height * width;
+    o.elements = channels * height * width;
     o.channel_step = baseline.size(0) == 1 ? 0 : baseline.stride(0);
     o.row_step = baseline.size(1) == 1 ? 0 : baseline.stride(1);
     o.column_step = baseline.size(2) == 1 ? 0 : baseline.stride(2);
     o.height = static_cast<int>(height);
     o.row = static_cast<int>(width * planes.unit);
     o.unit = static_cast<int>(planes.unit);
-    T* to = static_cast<T*>(made.mutable_data_ptr());
-    const bool wide = is_wide<T>(to, o.image) && is_aligned(o.images);
-    by_tables(count, [&](int64_t begin, int64_t end) {
-      Table<5> table;
-      table.take(0, numbers(boxes), 5, begin, end);
-      o.to = to + begin * o.image;
-      o.count = end - begin;
-      const dim3 grid(blocks_for(o.image / (wide ? kWide<T> : 1)), static_cast<unsigned>(o.count));
-      if (wide) occlude_kernel<T, kWide<T>, int><<<grid, kThreads, 0, device.stream()>>>(o, table);
-      else occlude_kernel<T, 1, int64_t><<<grid, kThreads, 0, device.stream()>>>(o, table);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    });
+    write_rows<T>(made, o, count, is_aligned(o.images), occlude_kernel<T, kWide<T>, int>, occlude_kernel<T, 1, int64_t>,
+                  [&](auto&, Table<5>& table, int64_t begin, int64_t end) { table.take(0, numbers(boxes), 5, begin, end); });
   });
   return made;
 }

@@ -8,7 +8,7 @@ template <class T>
 struct Overlay {
   T* to;
   Source<T> base, patches;
-  int64_t crop, count, first;  // elements of a crop; crops; the number of the first, among the patches
+  int64_t elements, count;  // of a crop; crops
   int height, row, unit;
   T pad;
 };
@@ -20,9 +20,9 @@ __global__ void overlay_kernel(const Overlay<T> overlay, const __grid_constant__
   const Source<T>&base = overlay.base, &patches = overlay.patches;
   for (int64_t k = blockIdx.y; k < overlay.count; k += gridDim.y) {
     const int32_t* at = places.at[k];
-    const T* patch = patches.data + (overlay.first + k) * patches.image;
+    const T* patch = patches.data + k * patches.image;
     const int64_t shift = static_cast<int64_t>(at[3]) * overlay.unit, patch_shift = static_cast<int64_t>(at[1]) * overlay.unit;
-    for (int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * kCount; i < overlay.crop;
+    for (int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * kCount; i < overlay.elements;
          i += gridDim.x * static_cast<int64_t>(blockDim.x) * kCount) {
       Spot<Index> spot(static_cast<Index>(i), overlay.height, overlay.row);
       P made;
@@ -46,7 +46,7 @@ __global__ void overlay_kernel(const Overlay<T> overlay, const __grid_constant__
                                : base.data[spot.plane * base.plane + line * base.row + place];
         }
       }
-      *reinterpret_cast<P*>(overlay.to + k * overlay.crop + i) = made;
+      *reinterpret_cast<P*>(overlay.to + k * overlay.elements + i) = made;
     }
   }
 }
@@ -62,31 +62,23 @@ Tensor overlay_crop(const Tensor& base, const Tensor& patch, const Tensor& patch
   const Tensor under = in_format(base, channels_last), over = in_format(patch, channels_last);
   const Tensor patch_corner = in_order(patch_yx), corner = in_order(crop_yx);
   const Planes planes(channels, channels_last);
-  const Device device(base);
   by_element_size(base, [&](auto element) {
     using T = decltype(element);
     Overlay<T> overlay{};
     overlay.base = source_of<T>(under, planes);
     overlay.patches = source_of<T>(over, planes);
-    overlay.crop = channels * size[0] * size[1];
+    overlay.elements = channels * size[0] * size[1];
     overlay.height = static_cast<int>(size[0]);
     overlay.row = static_cast<int>(size[1] * planes.unit);
     overlay.unit = static_cast<int>(planes.unit);
     overlay.pad = bits_in<T>(base, pad);
-    T* to = static_cast<T*>(made.mutable_data_ptr());
-    const bool wide = is_wide<T>(to, overlay.crop);
-    by_tables(count, [&](int64_t begin, int64_t end) {
-      Table<4> table;
-      table.take(0, numbers(patch_corner), 2, begin, end);
-      table.take(2, numbers(corner), 2, begin, end);
-      overlay.to = to + begin * overlay.crop;
-      overlay.first = begin;
-      overlay.count = end - begin;
-      const dim3 grid(blocks_for(overlay.crop / (wide ? kWide<T> : 1)), static_cast<unsigned>(overlay.count));
-      if (wide) overlay_kernel<T, kWide<T>, int><<<grid, kThreads, 0, device.stream()>>>(overlay, table);
-      else overlay_kernel<T, 1, int64_t><<<grid, kThreads, 0, device.stream()>>>(overlay, table);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    });
+    const T* patches = overlay.patches.data;
+    write_rows<T>(made, overlay, count, true, overlay_kernel<T, kWide<T>, int>, overlay_kernel<T, 1, int64_t>,
+                  [&](Overlay<T>& some, Table<4>& table, int64_t begin, int64_t end) {
+                    some.patches.data = patches + begin * some.patches.image;
+                    table.take(0, numbers(patch_corner), 2, begin, end);
+                    table.take(2, numbers(corner), 2, begin, end);
+                  });
   });
   return made;
 }

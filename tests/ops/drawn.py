@@ -40,13 +40,11 @@ layouts = st.sampled_from([_contiguous, _channels_last, _every_second, _transpos
 
 
 @st.composite
-def batches(
-    draw: st.DrawFn, device: str = "cpu", *, dtypes: list[torch.dtype] = DTYPES, side: int = 6, channels: int = 6
-) -> Tensor:
+def batches(draw: st.DrawFn, device: str = "cpu", *, side: int = 6, channels: int = 6) -> Tensor:
     """Return (N, C, H, W), up to 3 images of up to `side` pixels a side; none at all now and then."""
     shape = draw(st.tuples(st.integers(0, 3), st.integers(1, channels), st.integers(1, side), st.integers(1, side)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    made = torch.randn(shape, generator=generator).to(device, draw(st.sampled_from(dtypes)))
+    made = torch.randn(shape, generator=generator).to(device, draw(st.sampled_from(DTYPES)))
     layout: Callable[[Tensor], Tensor] = draw(layouts)
     return layout(made)
 
@@ -55,6 +53,11 @@ def corners(data: st.DataObject, count: int) -> Tensor:
     """Return (K, 2) places inside and outside of a batch's images."""
     corner = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
     return torch.tensor([data.draw(corner) for _ in range(count)], dtype=torch.long).reshape(-1, 2)
+
+
+def has_kernel(operator: str, device: str) -> bool:
+    """Whether native code is there for an operator on a device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"cnnviz::{operator}", device)
 
 
 def lies_as(made: Tensor, source: Tensor) -> bool:

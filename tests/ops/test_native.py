@@ -16,6 +16,8 @@ import cnnviz
 from cnnviz import ops
 from cnnviz.ops import _native
 
+from .drawn import has_kernel
+
 OPERATORS = [
     "crop_patches",
     "crop_patches_backward",
@@ -28,17 +30,13 @@ OPERATORS = [
 OFF = os.environ.get("CNNVIZ_NATIVE") == "0"
 
 
-def _has_kernel(operator: str, device: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"cnnviz::{operator}", device)
-
-
 @pytest.mark.parametrize("device", ["CPU", "CUDA"])
 def test_status_tells_which_kernels_are_in_use(device: str) -> None:
     told = ops.status()[device.lower()]
-    assert told.startswith("native (") == _has_kernel("occlude", device)
+    assert told.startswith("native (") == has_kernel("occlude", device)
     # Without AVX2 a processor has none for Gram matrices.
     needed = [operator for operator in OPERATORS if device == "CUDA" or operator != "gram_matrix"]
-    assert all(_has_kernel(operator, device) == told.startswith("native") for operator in needed)
+    assert all(has_kernel(operator, device) == told.startswith("native") for operator in needed)
 
 
 @pytest.mark.skipif(os.environ.get("CNNVIZ_REQUIRE_NATIVE") != "1", reason="only where native code is required")
@@ -95,8 +93,8 @@ BLOCKS = """
 import torch
 from cnnviz import ops
 worst = 0.0
-for shape in [(1, 3, 5, 7), (2, 64, 30, 30), (1, 100, 17, 40), (2, 200, 12, 23), (1, 520, 9, 9)]:
-    for dtype in (torch.float32, torch.float64, torch.float16):
+for shape in [(1, 3, 5, 7), (2, 64, 30, 30), (1, 100, 17, 40), (2, 200, 12, 23), (2, 300, 5, 5), (1, 520, 9, 9)]:
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
             x = x.contiguous(memory_format=layout)
@@ -111,9 +109,33 @@ print(torch._C._dispatch_has_kernel_for_dispatch_key("cnnviz::gram_matrix", "CPU
 @pytest.mark.parametrize("instructions", ["default", "avx2", "avx512"])
 def test_gram_matrices_on_lesser_processors(instructions: str) -> None:
     native, worst = _elsewhere(BLOCKS, ATEN_CPU_CAPABILITY=instructions).split()
-    if _has_kernel("gram_matrix", "CPU"):
+    if has_kernel("gram_matrix", "CPU"):
         assert (native == "True") == (instructions != "default")
     assert float(worst) < 1
+
+
+ROWS = """
+import torch
+from cnnviz import ops
+from tests.reference import ops as twin
+generator = torch.Generator().manual_seed(3)
+def places(low, high):
+    return torch.randint(low, high, (7, 2), generator=generator)
+for dtype in (torch.float16, torch.float32, torch.float64):
+    for width in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65):
+        images = torch.randn(2, 3, 6, 80, generator=generator).to(dtype)
+        patch = torch.randn(7, 3, 3, max(1, width // 2), generator=generator).to(dtype)
+        size, index, corner, at = (5, width), torch.arange(7) % 2, places(-9, 60), places(-9, 40)
+        assert torch.equal(ops.crop_patches(images, index, corner, size, pad=2.5),
+                           twin.crop_patches(images, index, corner, size, pad=2.5))
+        assert torch.equal(ops.overlay_crop(images[:1], patch, at + 2, at, size, pad=2.5),
+                           twin.overlay_crop(images[:1], patch, at + 2, at, size, pad=2.5))
+"""
+
+
+@pytest.mark.parametrize("instructions", ["default", "avx2", "avx512"])
+def test_rows_of_every_length_on_lesser_processors(instructions: str) -> None:
+    _elsewhere(ROWS, ATEN_CPU_CAPABILITY=instructions)
 
 
 MISSING = """
