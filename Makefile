@@ -18,6 +18,13 @@ help:
 
 setup: $(READY)
 
+# What was built another way than is asked for now is built again.
+BUILT_AS := $(VENV)/built-as
+WANTED := $(strip $(CNNVIZ_BUILD) $(FORCE_CUDA:%=FORCE_CUDA=%) $(TORCH_CUDA_ARCH_LIST))
+ifneq ($(WANTED),)
+$(shell test "$$(cat $(BUILT_AS) 2>/dev/null)" = "$(WANTED)" || rm -f $(READY))
+endif
+
 # --no-build-isolation, since native code is built with the very torch that it will run with; see setup.py.
 $(READY): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnviz needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -25,6 +32,7 @@ $(READY): $(SOURCES)
 	$(PIP) install --constraint constraints.txt pip setuptools wheel
 	$(PIP) install --constraint constraints.txt torch torchvision ninja pybind11
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[figure,timm,test,lint]'
+	@echo "$(WANTED)" >$(BUILT_AS)
 	@touch $@
 
 demo: $(READY)

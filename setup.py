@@ -3,7 +3,7 @@
 CNNVIZ_BUILD=auto  what can be built here; what cannot is left out, and `cnnviz info` tells why (the default)
 CNNVIZ_BUILD=off   nothing
 CNNVIZ_BUILD=cpu   the CPU's kernels, or no installation
-CNNVIZ_BUILD=cuda  the GPU's as well, or no installation; FORCE_CUDA=1 is another word for it
+CNNVIZ_BUILD=cuda  the GPU's as well, or no installation; FORCE_CUDA=1 turns auto into it
 
 Whether CUDA is wanted depends on torch and the toolkit, never on a GPU being present. MAX_JOBS bounds the compilers run
 at once, CUDA_HOME names the toolkit, TORCH_CUDA_ARCH_LIST the architectures.

@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
 namespace cnnviz {
@@ -54,6 +55,26 @@ inline Tensor empty(const Tensor& like, const Sizes& sizes, bool channels_last) 
 
 // The numbers of an int64 tensor on the CPU; `x` must outlive them.
 inline const int64_t* numbers(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
+
+// Python has checked these numbers, but not for graphs that torch exported, which hold the operator alone: f(row) tells of
+// each row of `columns` numbers whether nothing outside of the images would be read.
+template <class F>
+void check_rows(const char* name, const Tensor& x, int64_t columns, const F& f) {
+  const int64_t* row = numbers(x);
+  for (int64_t i = 0; i < x.size(0); ++i, row += columns)
+    STD_TORCH_CHECK(f(row), name, " ", i, " lies outside of the images");
+}
+
+inline void check_index(const Tensor& index, int64_t count) {
+  check_rows("index", index, 1, [&](const int64_t* row) { return 0 <= row[0] && row[0] < count; });
+}
+
+inline void check_windows(const Tensor& windows, int64_t count, int64_t height, int64_t width) {
+  check_rows("window", windows, 5, [&](const int64_t* row) {
+    return 0 <= row[0] && row[0] < count && 0 <= row[1] && row[1] <= row[2] && row[2] <= height && 0 <= row[3] &&
+           row[3] <= row[4] && row[4] <= width;
+  });
+}
 
 inline Tensor in_order(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 

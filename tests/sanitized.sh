@@ -21,9 +21,9 @@ run() {
 }
 run -c 'from cnnviz import ops; told = ops.status()["cpu"]; assert told.startswith("native"), told'
 # A check of the check: what reads past its memory must end with a report.
-if run -c 'import torch; from cnnviz import ops; torch.ops.cnnviz.occlude(
-    torch.ones(1, 1, 8, 8), torch.tensor([[9999, 0, 1, 0, 1]]), torch.ones(1, 1, 1), False)' 2>report.log; then
-  echo "the address sanitizer let a read outside of an image pass" && exit 1
+if run -c 'import torch; from cnnviz import ops; torch.ops.cnnviz.overlay_crop(
+    torch.ones(1, 1, 8, 8), torch.ones(9999, 1, 2, 2), *torch.zeros(2, 1, 2).long(), [2, 2], 0.0)' 2>report.log; then
+  echo "the address sanitizer let a read outside of a tensor pass" && exit 1
 fi
 grep -q "AddressSanitizer" report.log
 # Nothing is captured, or a report would be lost with the process.

@@ -45,6 +45,17 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, .
     return value if value.is_cpu or not _has_values(value) else value.cpu()
 
 
+def have_values(operator: str, images: Tensor, **given: Tensor) -> None:
+    """Require integers with values beside images with values.
+
+    Raises:
+        ValueError: they are on the meta device, and the images are not.
+    """
+    for name, value in given.items():
+        if value.is_meta and not images.is_meta:
+            raise ValueError(f"{operator}: {name} is on the meta device, expected a tensor with values")
+
+
 def _has_values(value: Tensor) -> bool:
     """Tell numbers from what only stands for them while a graph is traced."""
     return not value.is_meta if type(value) is Tensor else not isinstance(value, FakeTensor)

@@ -29,6 +29,7 @@ def crop_patches(images: Tensor, index: Tensor, yx: Tensor, size: tuple[int, int
     _check.floating("crop_patches", "images", images, "NCHW")
     index = _check.places("crop_patches", "index", index, len(images))
     yx = _check.corners("crop_patches", "yx", yx, len(index))
+    _check.have_values("crop_patches", images, index=index, yx=yx)
     _check.size("crop_patches", size)
     return _forward(images, index, yx, list(size), float(pad))
 

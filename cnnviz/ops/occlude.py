@@ -25,6 +25,7 @@ def occlude(images: Tensor, windows: Tensor, baseline: Tensor, *, channels_last:
     _check.floating("occlude", "images", images, "NCHW")
     _check.floating("occlude", "baseline", baseline, "CHW")
     windows = _check.windows("occlude", windows, images.shape)
+    _check.have_values("occlude", images, windows=windows)
     fits = all(have in (1, want) for have, want in zip(baseline.shape, images.shape[1:], strict=True))
     if not fits or baseline.dtype != images.dtype or baseline.device != images.device:
         raise ValueError(

@@ -36,6 +36,7 @@ def overlay_crop(
     _check.floating("overlay_crop", "patch", patch, "KCHW")
     patch_yx = _check.corners("overlay_crop", "patch_yx", patch_yx, len(patch))
     crop_yx = _check.corners("overlay_crop", "crop_yx", crop_yx, len(patch))
+    _check.have_values("overlay_crop", base, patch_yx=patch_yx, crop_yx=crop_yx)
     _check.size("overlay_crop", size)
     if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype or patch.device != base.device:
         raise ValueError(

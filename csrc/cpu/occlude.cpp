@@ -67,6 +67,7 @@ Tensor occlude(const Tensor& images, const Tensor& windows, const Tensor& baseli
   Tensor made = empty(images, {count, channels, height, width}, channels_last);
   if (made.numel() == 0) return made;
   const Tensor source = in_format(images, channels_last), boxes = in_order(windows);
+  check_windows(boxes, images.size(0), height, width);
   const Planes planes(channels, channels_last);
   by_element_size(images, [&](auto element) {
     using T = decltype(element);

@@ -13,6 +13,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from cnnviz import ops
 
+from .drawn import has_kernel
+
 IMAGES = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 INDEX = torch.tensor([0, 2, 2, 1])
 YX = torch.tensor([[-2, 3], [0, 0], [4, 3], [-9, -9]])
@@ -83,6 +85,8 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
         (lambda: ops.occlude(IMAGES, torch.ones(2, 4).long(), IMAGES[0]), r"expected an int64 tensor \(K, 5\)"),
         (lambda: ops.occlude(IMAGES, torch.ones(0, 5).long(), IMAGES[0].float()), "baseline is"),
         (lambda: ops.crop_patches(IMAGES, INDEX, YX[:2], (1, 1)), r"yx is \(2, 2\) torch.int64, expected .* \(4, 2\)"),
+        (lambda: ops.crop_patches(IMAGES, INDEX.to("meta"), YX, (1, 1)), "index is on the meta device"),
+        (lambda: ops.occlude(IMAGES, torch.ones(1, 5).long().to("meta"), IMAGES[0]), "windows is on the meta device"),
         (lambda: ops.crop_patches(IMAGES, INDEX + 1, YX, (1, 1)), r"index\[1\] is 3, expected 0 to 2"),
         (
             lambda: ops.crop_patches(IMAGES, INDEX, YX, (0, 1)),
@@ -112,6 +116,24 @@ def test_what_has_no_gradient_says_so() -> None:
     made = ops.occlude(images, torch.tensor([[0, 0, 1, 0, 1]]), torch.zeros(1, 1, 1))
     with pytest.raises(RuntimeError, match="no autograd formula"):
         made.sum().backward()
+
+
+class _Crops(torch.nn.Module):
+    def forward(self, images: Tensor, index: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        covered = ops.occlude(images, windows, torch.zeros(3, 1, 1))
+        return ops.crop_patches(images, index, torch.zeros(1, 2, dtype=torch.long), (4, 4)), covered
+
+
+def test_an_exported_graph_reads_nothing_outside_of_the_images() -> None:
+    images, index, windows = torch.randn(2, 3, 8, 8), torch.tensor([0]), torch.tensor([[0, 1, 2, 3, 4]])
+    made = torch.export.export(_Crops(), (images, index, windows)).module()
+    for got, expected in zip(made(images, index, windows), _Crops()(images, index, windows), strict=True):
+        assert torch.equal(got, expected)
+    with pytest.raises((RuntimeError, IndexError), match=r"index|out of"):
+        made(images, index + 100_000_000, windows)
+    if has_kernel("occlude", "CPU"):  # without it nothing reads memory by itself
+        with pytest.raises(RuntimeError, match="window 0 lies outside"):
+            made(images, index, windows + 100_000_000)
 
 
 def test_traced_on_tensors_without_values() -> None:
