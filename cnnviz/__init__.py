@@ -16,8 +16,9 @@ from .hookspecs import hookimpl
 from .models import Layer, Model, Preprocess, ReceptiveField, capture, layers, load_model, relu_rule
 from .options import Field, ImageOption, Options, Pair
 from .registry import techniques
-from .targets import channel, neuron
-from .technique import Request, Technique
+from .request import Request
+from .targets import channel, neuron, top
+from .technique import Technique
 from .version import __version__
 
 __all__ = [
@@ -57,4 +58,5 @@ __all__ = [
     "neuron",
     "relu_rule",
     "techniques",
+    "top",
 ]

@@ -57,6 +57,16 @@ class Neuron:
         return f"neuron ({self.y}, {self.x}) of channel {self.index} of {self.layer}"
 
 
+@dataclass(frozen=True)
+class Top:
+    """The classes with the highest scores; made by `top`."""
+
+    k: int
+
+    def __str__(self) -> str:
+        return f"top {self.k} classes"
+
+
 def _channel(output: Any, layer: str, index: int) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() < 2:
         raise LayerError(f"layer '{layer}' returns {describe(output)}, expected a tensor (N, C, …); name another layer")
@@ -83,12 +93,41 @@ def neuron(layer: str, c: int, y: int, x: int) -> Neuron:
     return Neuron(layer, _whole(c), _whole(y), _whole(x))
 
 
+def top(k: int) -> Top:
+    """Select the `k` classes with the highest scores of each sample as targets.
+
+    The result has k rows for each sample, best class first: row ``i * k + j`` is sample i's class j. Techniques of the
+    CAM and gradient families and sweeps of occluded or masked images run the network once for all k.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> cnnviz.explain(net, torch.rand(2, 3, 8, 8), "saliency", target=cnnviz.top(3)).values.shape
+        torch.Size([6, 1, 8, 8])
+    """
+    if _whole(k) < 1:
+        raise TargetError(f"top(k): got {k}, expected 1 or more")
+    return Top(_whole(k))
+
+
 ScoreFunction: TypeAlias = Callable[[Any], Tensor]
-Target: TypeAlias = "int | str | Sequence[int | str] | Tensor | Channel | Neuron | ScoreFunction | None"
+Target: TypeAlias = (
+    "int | str | Sequence[int | str | Sequence[int | str]] | Tensor | Channel | Neuron | Top | ScoreFunction | None"
+)
 """What callers may give."""
 
-Resolved: TypeAlias = "Tensor | Channel | Neuron | ScoreFunction | None"
-"""What it becomes: class indices (N,), a selector, a callable, or None for each sample's top class."""
+Resolved: TypeAlias = "Tensor | Channel | Neuron | Top | ScoreFunction | None"
+"""What it becomes: class indices (N, K), a selector, a callable, or None for each sample's top class."""
+
+
+def columns(target: Resolved) -> int:
+    """Return how many targets each sample has."""
+    match target:
+        case Tensor():
+            return target.shape[1]
+        case Top():
+            return target.k
+        case _:
+            return 1
 
 
 def resolve(target: Any, count: int, labels: Sequence[str] | None) -> Resolved:
@@ -97,25 +136,29 @@ def resolve(target: Any, count: int, labels: Sequence[str] | None) -> Resolved:
     Raises:
         TargetError: an unknown or ambiguous label, a wrong number of targets, or something that is no target.
     """
-    if target is None or isinstance(target, (Channel, Neuron)):
+    if target is None or isinstance(target, (Channel, Neuron, Top)):
         return target
     if isinstance(target, Tensor):
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.dim() > 1:
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.dim() > 2:
             told = f"{tuple(target.shape)} {target.dtype}"
-            raise TargetError(f"target: got a tensor {told}, expected class indices (N,) of an integer type")
+            raise TargetError(f"target: got a tensor {told}, expected class indices (N,) or (N, K) of an integer type")
         target = target.tolist()
     elif hasattr(target, "tolist") and not isinstance(target, str):  # numpy
         target = target.tolist()
     if isinstance(target, (list, tuple, range)):
-        indices = [_class_index(item, labels) for item in target]
-        if len(indices) != count:
-            raise TargetError(
-                f"target: got {len(indices)} targets for {count} inputs; give one for each, or one for all"
-            )
-        return torch.tensor(indices, dtype=torch.long)
+        rows = [
+            [_class_index(one, labels) for one in (item if isinstance(item, (list, tuple, range)) else [item])]
+            for item in target
+        ]
+        if len(rows) != count:
+            raise TargetError(f"target: got {len(rows)} targets for {count} inputs; give one for each, or one for all")
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1 or lengths == [0]:
+            raise TargetError(f"target: got {' and '.join(map(str, lengths))} classes, expected as many for each input")
+        return torch.tensor(rows, dtype=torch.long)
     if callable(target):
         return target  # type: ignore[no-any-return]  # what it returns is checked when it is called
-    return torch.full((count,), _class_index(target, labels), dtype=torch.long)
+    return torch.full((count, 1), _class_index(target, labels), dtype=torch.long)
 
 
 def _class_index(target: Any, labels: Sequence[str] | None) -> int:
@@ -128,7 +171,7 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TargetError(
             f"target: got {describe(value)}, expected a class index, a label, one of these for each input, "
-            "cnnviz.channel(…), cnnviz.neuron(…), or a callable from output to (rows,)"
+            "cnnviz.top(k), cnnviz.channel(…), cnnviz.neuron(…), or a callable from output to (rows,)"
         )
     return int(value.__index__())
 
@@ -147,18 +190,20 @@ def _label_index(label: str, labels: Sequence[str] | None) -> int:
     return found[0]
 
 
-def class_scores(output: Any, indices: Tensor) -> Tensor:
-    """Return each row's score of its class: (rows, K), (rows,) -> (rows,).
+def class_scores(output: Any, indices: Tensor, *, probability: bool = False) -> Tensor:
+    """Return each row's scores of its classes, or their softmax: (rows, classes), (rows, K) -> (rows, K).
 
     Raises:
-        TargetError: the output is not (rows, K), or a class is out of range.
+        TargetError: the output is not (rows, classes), or a class is out of range.
     """
     output = class_output(output)
     classes = output.shape[1]
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):
         raise TargetError(f"class {int(wrong[0])} is out of range: the model has classes 0 to {classes - 1}")
-    picked: Tensor = output.gather(1, indices.to(output.device)[:, None])[:, 0]
+    if probability:
+        output = output.softmax(1)
+    picked: Tensor = output.gather(1, indices.to(output.device))
     return picked
 
 
@@ -233,9 +278,10 @@ def words(target: Resolved, labels: Sequence[str] | None) -> str:
         case None:
             return "top class"
         case Tensor():
-            names = [f"{i} {labels[i]}" if labels and 0 <= i < len(labels) else str(i) for i in target.tolist()]
+            classes = target.flatten().tolist()
+            names = [f"{i} {labels[i]}" if labels and 0 <= i < len(labels) else str(i) for i in classes]
             return "class " + (names[0] if len(set(names)) == 1 else ", ".join(names))
-        case Channel() | Neuron():
+        case Channel() | Neuron() | Top():
             return str(target)
         case _:
             return f"callable {getattr(target, '__qualname__', type(target).__name__)}"

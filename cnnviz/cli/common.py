@@ -16,8 +16,8 @@ from rich.table import Table
 
 from ..errors import ModelError, TargetError
 from ..models import Model, load_model
-from ..targets import Channel, Neuron, channel, neuron
-from ..technique import Progress as Step
+from ..request import Progress as Step
+from ..targets import Channel, Neuron, Top, channel, neuron, top
 
 ModelOption: TypeAlias = Annotated[
     str | None,
@@ -33,7 +33,7 @@ TargetOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="Class index or label, channel:LAYER:C, channel:LAYER:C:max, or neuron:LAYER:C:Y:X; top class by default.",
+        help="Class index or label, top:K, channel:LAYER:C[:max], or neuron:LAYER:C:Y:X; top class by default.",
     ),
 ]
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
@@ -56,17 +56,20 @@ def load(model: str | None, weights: str, device: str) -> Model:
     return load_model(model, weights=None if weights.lower() == "none" else weights, device=place)
 
 
-def parse_target(text: str | None) -> int | str | Channel | Neuron | None:
-    """Read ``--target``: ``281``, ``tabby``, ``channel:layer4:7``, ``neuron:layer4:7:3:3``."""
+def parse_target(text: str | None) -> int | str | Channel | Neuron | Top | None:
+    """Read ``--target``: ``281``, ``tabby``, ``top:3``, ``channel:layer4:7``, ``neuron:layer4:7:3:3``."""
     if text is None:
         return None
     if text.lstrip("-").isdigit():
         return int(text)
     kind, *parts = text.split(":")
-    if kind not in ("channel", "neuron") or not parts:
+    wanted = {"top": "top:K", "channel": "channel:LAYER:C[:mean|max]", "neuron": "neuron:LAYER:C:Y:X"}.get(kind)
+    if wanted is None or not parts:
         return text
-    wanted = "channel:LAYER:C[:mean|max]" if kind == "channel" else "neuron:LAYER:C:Y:X"
     try:
+        if kind == "top":
+            (k,) = parts
+            return top(int(k))
         if kind == "neuron":
             layer, c, y, x = parts
             return neuron(layer, int(c), int(y), int(x))

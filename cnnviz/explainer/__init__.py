@@ -20,7 +20,8 @@ from ..memory import parse_memory
 from ..models import Lender, Model, find_module, fingerprint
 from ..options import make_options
 from ..registry import Offer, techniques
-from ..technique import Progress, Technique
+from ..request import Progress
+from ..technique import Technique
 from ..version import __version__
 from .call import Call
 from .inputs import Inputs, prepare
@@ -47,8 +48,9 @@ def explain(
         inputs: float tensor (N, C, H, W) as the module takes it; with a `Model` also a path, a PIL image, or a list of
             them; None where the technique takes none.
         technique: a name from `techniques()`, or a `Technique` of your own.
-        target: class index, label, one of these for each input, `channel(…)`, `neuron(…)`, or a callable from the
-            model's output to (rows,) scores that treats rows independently; None is each sample's top class.
+        target: class index, label, one of these (or K of them) for each input, `top(k)`, `channel(…)`, `neuron(…)`, or
+            a callable from the model's output to (rows,) scores that treats rows independently; None is each sample's
+            top class. With K targets each the result has a row for each: row ``i * K + j`` is target j of input i.
         layer: dotted module name (``name#k``: k-th call of a reused module), or several where the technique takes them.
         seed: of the random numbers; the same seed gives the same bits on the same device.
         memory: budget for batches, in bytes or as "2GiB"; 1 GiB by default.
@@ -139,6 +141,8 @@ class Explainer:
             replica = stack.enter_context(self._lender.borrow()) if self._lender else None
             result = call.run(replica)
         provenance = self._provenance(call, time.perf_counter() - started)
+        if pictures is not None and call.columns > 1:
+            pictures = pictures.repeat_interleave(call.columns, 0)
         return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
 
     def _takes_none(self, inputs: Any) -> bool:

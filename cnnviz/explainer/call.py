@@ -14,15 +14,16 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointError
 
 from .. import targets
-from ..errors import InputError, LayerError, ModelError, OptionError, PluginError
+from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
 from ..models import Lender, Model, Survey, know_calls, own_randomness, telling
 from ..options import Options
-from ..technique import Progress, Request, Technique
+from ..request import Progress, Request, Shared
+from ..technique import Technique
 
 _STEPS = 1000
-"""Progress is counted in thousandths of a sample's layer, whatever a technique's own steps are."""
+"""Progress is counted in thousandths of a sample, whatever a technique's own steps are."""
 
 
 class Call:
@@ -112,10 +113,26 @@ class Call:
         raise LayerError(f"technique '{self.technique.name}': this model has no nn.Conv2d; name a layer with layer=…")
 
     def _part(self, replica: nn.Module | None, start: int, stop: int) -> Explanation:
-        """Run the technique on samples start to stop, for each layer, and fuse."""
+        """Run the technique on samples start to stop, for each target and layer, and put the results together."""
+        shared = Shared(self.layers)
+        columns = [self._column(replica, start, stop, shared, column) for column in range(self.columns)]
+        self._step(start, stop, 1, 1)(1, 1)
+        if len(columns) == 1:
+            return columns[0]
+        heatmaps = [made for made in columns if isinstance(made, Heatmap)]
+        if len(heatmaps) < len(columns) or heatmaps[0].scores is None:
+            raise TargetError(
+                f"technique '{self.technique.name}' takes one target for each sample, got {self.columns}; "
+                "explain them one after the other"
+            )
+        return _interleaved(heatmaps)
+
+    def _column(self, replica: nn.Module | None, start: int, stop: int, shared: Shared, column: int) -> Explanation:
+        """Run the technique for one target of each sample, for each layer, and fuse."""
         results: list[Explanation] = []
         requests: list[Request] = []
-        for number, layer in enumerate(self.layers or (None,)):
+        layers = self.layers or (None,)
+        for number, layer in enumerate(layers):
             request = Request(
                 model=replica,
                 inputs=None if self.samples is None else self.samples[start:stop],
@@ -125,31 +142,37 @@ class Call:
                 layer=layer,
                 seed=self.seed,
                 memory=self.memory,
-                progress=self._step(start, stop, number),
+                progress=self._step(start, stop, column * len(layers) + number, self.columns * len(layers)),
                 described=self.model,
                 survey=lambda: self.survey,
                 batches=self.batches,
+                shared=shared,
+                column=column,
             )
             results.append(self._result(request))
             requests.append(request)
         if any(request.scored for request in requests):
             self.target_words = targets.words(self.target, self.model.labels if self.model else None)
         result = self._fused(results)
-        self._step(start, stop, len(results) - 1)(1, 1)
         return self._scored(result, requests[0]) if isinstance(result, Heatmap) else result
 
-    def _step(self, start: int, stop: int, number: int) -> Progress:
-        """Return a progress function for one part and layer, which counts in parts of the whole."""
+    @property
+    def columns(self) -> int:
+        """How many targets each sample has."""
+        return targets.columns(self.target)
+
+    def _step(self, start: int, stop: int, number: int, count: int) -> Progress:
+        """Return a progress function for the number-th of a part's rounds, which counts in parts of the whole."""
         if self.progress is None:
             return _ignore
         whole = self.progress
-        rows, layers = 1 if self.samples is None else len(self.samples), max(len(self.layers), 1)
-        before = start * layers + (stop - start) * number
+        rows = 1 if self.samples is None else len(self.samples)
 
         def step(done: int, total: int) -> None:
-            reached = before * _STEPS + (stop - start) * done * _STEPS // max(total, 1)
+            share = (number * _STEPS + done * _STEPS // max(total, 1)) // count
+            reached = start * _STEPS + (stop - start) * min(share, _STEPS)
             self.reached = max(self.reached, reached)  # a batch that was halved begins again
-            whole(self.reached, rows * layers * _STEPS)
+            whole(self.reached, rows * _STEPS)
 
         return step
 
@@ -216,11 +239,12 @@ class Call:
 
     def _scored(self, heatmap: Heatmap, request: Request) -> Heatmap:
         """Add what was scored; a technique that ran no score, such as `activations`, explains no target."""
-        scores, classes = request.base_scores(), request.classes()
+        scores = request.base_scores() if request.scored else None
         told = self.technique.name + (f" at {', '.join(self.layers)}" if self.layers else "")
         if scores is None:
             captions = (told,) * len(heatmap.values)
             return replace(heatmap, captions=heatmap.captions or captions)
+        classes = request.classes()
         what = [str(self.target_words)] * len(scores) if classes is None else [self._label(int(i)) for i in classes]
         captions = tuple(
             f"{told}: {word}, score {score:.4g}" for word, score in zip(what, scores.tolist(), strict=True)
@@ -229,6 +253,26 @@ class Call:
 
     def _label(self, index: int) -> str:
         return f"class {index}" if self.model is None else self.model.label(index)
+
+
+def _interleaved(columns: list[Heatmap]) -> Heatmap:
+    """Put the results for each sample's targets side by side: row i * K + j is target j of sample i."""
+
+    def joined(name: str) -> Tensor | None:
+        found = [tensor for column in columns if (tensor := getattr(column, name)) is not None]
+        return torch.stack(found, 1).flatten(0, 1) if found else None
+
+    values = joined("values")
+    assert values is not None
+    captions = zip(*(column.captions for column in columns), strict=True)
+    return Heatmap(
+        values=values,
+        scores=joined("scores"),
+        target=joined("target"),
+        errors=joined("errors"),
+        draws=joined("draws"),
+        captions=tuple(caption for row in captions for caption in row),
+    )
 
 
 def _resized(values: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
@@ -251,6 +295,8 @@ def _merged(parts: list[Explanation], technique: str) -> Explanation:
             values=torch.cat([part.values for part in heatmaps]),
             scores=_joined(part.scores for part in heatmaps),
             target=_joined(part.target for part in heatmaps),
+            errors=_joined(part.errors for part in heatmaps),
+            draws=_joined(part.draws for part in heatmaps),
             captions=captions,
         )
     galleries = [part for part in parts if isinstance(part, Gallery)]

@@ -114,11 +114,15 @@ class Heatmap(Explanation):
         values: (N, 1, h, w) or (N, C, h, w), not normalised; signed where the technique is.
         scores: (N,), the explained score of each sample, or None where nothing was scored.
         target: (N,) class indices, or None where the target is no class.
+        errors: standard error of each value, where they were estimated from random draws and it was asked for.
+        draws: (N,), how many random draws each sample's values were estimated from.
     """
 
     values: Tensor
     scores: Tensor | None = None
     target: Tensor | None = None
+    errors: Tensor | None = None
+    draws: Tensor | None = None
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:
         """Return for each sample its map and the map over the picture; of many channels, a grid of them."""

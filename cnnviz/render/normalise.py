@@ -13,7 +13,8 @@ class Scale:
     """The range of values that a picture shows; values beyond it take the end colours.
 
     Attributes:
-        low: value of the first colour: 0 for an unsigned map, -high for a signed one.
+        low: value of the first colour: -high for a signed map; for an unsigned one 0, or its smallest value where that
+            is more than half of the largest, since differences would not be seen.
         high: value of the last colour.
         signed: whether 0 is the middle of a diverging colour map.
         grey: whether the picture shows each of three channels in its own colour, with 0 as grey.
@@ -39,15 +40,16 @@ class Scale:
         # kthvalue, since torch.quantile refuses more than 16 million values.
         place = max(1, math.ceil(quantile * len(magnitudes)))
         high = float(magnitudes.kthvalue(place).values) or float(magnitudes.max()) or 1.0
-        return cls(-high if signed else 0.0, high, signed)
+        least = float(flat.min())
+        return cls(-high if signed else least if 2 * least > high > least else 0.0, high, signed)
 
     def unit(self, values: Tensor) -> Tensor:
         """Map values to [0, 1]: `low` to 0, `high` to 1, clipped."""
         return ((values.detach().float() - self.low) / (self.high - self.low)).clamp(0, 1)
 
     def strength(self, values: Tensor) -> Tensor:
-        """Map values to [0, 1] by how far from 0 they are."""
-        return (values.detach().float().abs() / self.high).clamp(0, 1)
+        """Map values to [0, 1] by how far they are from 0, or from where an unsigned scale begins."""
+        return self.unit(values) if not self.signed else (values.detach().float().abs() / self.high).clamp(0, 1)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return places in [0, 1] with their labels, for a colour bar."""

@@ -24,8 +24,9 @@ from ..explainer import explain
 from ..explanation import Explanation
 from ..models import Model
 from ..registry import techniques
+from ..request import Progress
 from ..targets import Target
-from ..technique import Progress, Technique
+from ..technique import Technique
 
 _BAR = 320
 

@@ -271,7 +271,7 @@ def test_seed_that_is_no_number_is_told(net: nn.Module, x: Tensor, seed: Any) ->
         ("grad-cam", "dep", r"no layer 'dep' in Net; nearest: 'deep'"),
         ("grad-cam", "unused", r"'unused' is never called"),
         ("grad-cam", "relu#2", r"'relu' is called 2 times, so its last call is #1"),
-        ("grad-cam", "head", r"layer 'head' returns \(3, 5\), expected maps"),
+        ("grad-cam", "head", r"layer .head. returns a tensor \(3, 5\), expected maps"),
         ("grad-cam", ["deep", "dep"], r"no layer 'dep'"),
         ("grad-cam", [3], r"layer: got 3, expected a dotted module name"),
         ("saliency", "deep", r"'saliency' takes no layer, got 'deep'"),

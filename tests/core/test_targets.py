@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import cnnviz
-from cnnviz import CnnvizError, LayerError, OptionError, TargetError, channel, explain, neuron
+from cnnviz import CnnvizError, LayerError, OptionError, TargetError, channel, explain, neuron, top
 from cnnviz.targets import called, class_output, class_scores, describe, resolve, words
 
 LABELS = ("cat", "dog", "crane", "crane", "Fish")
@@ -63,14 +63,14 @@ def explained(net: nn.Module, x: Tensor, target: Any) -> Tensor:
 def test_classes_become_one_index_for_each_input(target: Any, expected: list[int]) -> None:
     resolved = resolve(target, 2, LABELS)
     assert resolved.dtype == torch.long
-    assert resolved.tolist() == expected
+    assert resolved.tolist() == [[index] for index in expected]
 
 
 def test_selectors_callables_and_the_top_class_stay_as_they_are() -> None:
     def score(output: Tensor) -> Tensor:
         return output[:, 0]
 
-    for target in (None, score, channel("conv", 1), neuron("conv", 1, 2, 3)):
+    for target in (None, score, channel("conv", 1), neuron("conv", 1, 2, 3), top(3)):
         assert resolve(target, 2, None) is target
 
 
@@ -81,16 +81,16 @@ def test_wrong_number_of_targets_is_told(target: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [1.0, True, {1, 2}, {"class": 1}, [1.5, 2], [[0], [1]], [None, 1], numpy.array([0.5, 1])]
+    "target", [1.0, True, {1, 2}, {"class": 1}, [1.5, 2], [[[0]], [[1]]], [None, 1], numpy.array([0.5, 1])]
 )
 def test_what_is_no_target_is_told(target: Any) -> None:
     with pytest.raises(TargetError, match=r"expected a class index, a label.*callable"):
         resolve(target, 2, LABELS)
 
 
-@pytest.mark.parametrize("target", [torch.zeros(2), torch.zeros(2, 3).long(), torch.tensor([True, False])])
+@pytest.mark.parametrize("target", [torch.zeros(2), torch.zeros(2, 3, 1).long(), torch.tensor([True, False])])
 def test_tensor_that_holds_no_classes_is_told(target: Tensor) -> None:
-    with pytest.raises(TargetError, match=r"expected class indices \(N,\) of an integer type"):
+    with pytest.raises(TargetError, match=r"expected class indices \(N,\) or \(N, K\) of an integer type"):
         resolve(target, 2, None)
 
 
@@ -110,7 +110,7 @@ def test_ambiguous_label_says_its_classes() -> None:
 
 
 def test_exact_label_goes_before_another_case() -> None:
-    assert resolve("Fish", 1, ("fish", "Fish", "FISH")).tolist() == [1]
+    assert resolve("Fish", 1, ("fish", "Fish", "FISH")).tolist() == [[1]]
 
 
 # ---------------------------------------------------------------- what a score is
@@ -273,7 +273,27 @@ def test_output_without_classes_asks_for_a_callable(output: Any, told: str, hint
 
 def test_class_scores_are_gathered_row_by_row() -> None:
     output = torch.arange(6.0).reshape(2, 3)
-    assert class_scores(output, torch.tensor([2, 0])).tolist() == [2.0, 3.0]
+    assert class_scores(output, torch.tensor([[2], [0]])).tolist() == [[2.0], [3.0]]
+    assert class_scores(output, torch.tensor([[2, 1], [0, 0]])).tolist() == [[2.0, 1.0], [3.0, 3.0]]
+    probabilities = class_scores(output, torch.tensor([[0, 1, 2], [2, 1, 0]]), probability=True)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("target", [[[1, 2], [3, 0]], torch.tensor([[1, 2], [3, 0]]), [["dog", 2], [3, "cat"]]])
+def test_several_classes_for_each_input(target: Any) -> None:
+    assert resolve(target, 2, LABELS).tolist() == [[1, 2], [3, 0]]
+
+
+@pytest.mark.parametrize("target", [[[1, 2], [3]], [1, [2, 3]], [[], []]])
+def test_uneven_numbers_of_classes_are_told(target: Any) -> None:
+    with pytest.raises(TargetError, match="expected as many for each input"):
+        resolve(target, 2, LABELS)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.0, True, "3"])
+def test_top_takes_a_whole_number(k: Any) -> None:
+    with pytest.raises(TargetError):
+        top(k)
 
 
 def test_called_gives_what_the_callable_gives() -> None:

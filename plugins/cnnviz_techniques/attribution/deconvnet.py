@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from cnnviz import Options, Request, Technique, hookimpl, relu_rule
+from cnnviz import Request, Technique, hookimpl
+
+from .smooth import SmoothOptions, smooth_gradient
 
 
-class DeconvnetOptions(Options):
-    """`deconvnet` has no options."""
-
-
-def deconvnet(request: Request, options: DeconvnetOptions) -> Tensor:
+def deconvnet(request: Request, options: SmoothOptions) -> Tensor:
     """Project the score back to the input, keeping only what is positive at each ReLU of the way back.
 
     Signed, (N, C, H, W) -> (N, C, H, W); max pooling passes through its switches. For a class, a channel or one neuron
@@ -21,13 +18,9 @@ def deconvnet(request: Request, options: DeconvnetOptions) -> Tensor:
     The image has a say through max pooling's switches alone: a network without max pooling (MobileNet, EfficientNet)
     shows nearly the same pattern for every image (Springenberg 2015, section 4).
     """
-    x = request.inputs.detach().requires_grad_()
-    with relu_rule("deconvnet"):
-        score = request.score(x)
-    (projection,) = torch.autograd.grad(score.sum(), x)
-    return projection
+    return smooth_gradient(request, options, "deconvnet")
 
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("deconvnet", deconvnet, DeconvnetOptions, family="attribution"))
+    register(Technique("deconvnet", deconvnet, SmoothOptions, family="attribution"))

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 
-from cnnviz import Field, ImageOption, InputError, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz import Field, OptionError, Options, Pair, Request, Technique, hookimpl
 from cnnviz.ops import occlude
 
-
-def _number_or_numbers(value: Any) -> Any:
-    """Read the command line's "0.5" and "0.1,0.2,0.3"; everything else is left to the field's own types."""
-    if isinstance(value, str):
-        try:
-            numbers = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            return value
-        return numbers[0] if len(numbers) == 1 else numbers
-    return value
-
-
-_Number = Annotated[float, Field(allow_inf_nan=False)]
+from .baseline import Baseline, baseline_image
 
 
 class OcclusionOptions(Options):
@@ -32,7 +19,7 @@ class OcclusionOptions(Options):
 
     window: Pair = Field(32, description="height and width of the window in pixels, at most the image's")
     stride: Pair = Field(8, description="step between windows in pixels")
-    baseline: Annotated[_Number | tuple[_Number, ...] | ImageOption, BeforeValidator(_number_or_numbers)] = Field(
+    baseline: Baseline = Field(
         0.0, description="what covers: a number, one per channel, or an image, in the units of the model's input"
     )
     method: Literal["auto", "dense"] = Field("auto", description="dense runs every covered image through the network")
@@ -53,7 +40,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
     rows = _spans(height, options.window[0], options.stride[0])
     columns = _spans(width, options.window[1], options.stride[1])
     boxes = [(*row, *column) for row in rows for column in columns]
-    cover = _cover(request, options.baseline)
+    cover = baseline_image(request, options.baseline)
     owner = torch.arange(count).repeat_interleave(len(boxes))
     windows = torch.cat([owner[:, None], torch.tensor(boxes).repeat(count, 1)], 1)
     channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
@@ -61,9 +48,8 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
     def covered(start: int, stop: int) -> Tensor:
         return occlude(images, windows[start:stop], cover, channels_last=channels_last)
 
-    with torch.no_grad():
-        original = request.score()
-    scores = request.sweep(covered, count * len(boxes), owner)
+    original = request.base_scores()
+    scores = request.sweep(covered, count * len(boxes), owner, shared=True)
     drops = original.double()[:, None] - scores.double().reshape(count, len(boxes))
     return _mean_over_windows(drops.reshape(count, len(rows), len(columns)), rows, columns, (height, width)).to(images)
 
@@ -72,23 +58,6 @@ def _spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
     """Return start and stop of each window along one axis; the last is clipped at the border, to nothing maybe."""
     steps = math.ceil((size - window) / stride) + 1
     return [(min(step * stride, size), min(step * stride + window, size)) for step in range(steps)]
-
-
-def _cover(request: Request, baseline: float | tuple[float, ...] | ImageOption) -> Tensor:
-    """Return what covers, (C, H, W) or (C, 1, 1)."""
-    shape = request.inputs.shape[1:]
-    if isinstance(baseline, ImageOption):
-        image = request.image(baseline)[0]
-        if image.shape != shape:
-            raise InputError(f"the baseline image is {tuple(image.shape)}, the inputs are {tuple(shape)}; resize it")
-        return image
-    values = (baseline,) * shape[0] if isinstance(baseline, float) else baseline
-    if len(values) != shape[0]:
-        raise OptionError(
-            f"option 'baseline' of 'occlusion': got {len(values)} numbers, expected one, or one for each of the "
-            f"{shape[0]} channels"
-        )
-    return request.inputs.new_tensor(values)[:, None, None]
 
 
 def _mean_over_windows(

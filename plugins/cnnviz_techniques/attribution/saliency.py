@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cnnviz import Field, Options, Request, Technique, hookimpl
+from cnnviz import Field, Request, Technique, hookimpl
+
+from .smooth import SmoothOptions, smooth_gradient
 
 
-class SaliencyOptions(Options):
+class SaliencyOptions(SmoothOptions):
     """Options of `saliency`."""
 
     channels: Literal["max", "mean", "norm", "none"] = Field(
@@ -18,10 +20,6 @@ class SaliencyOptions(Options):
     )
     sign: Literal["abs", "square", "signed"] = Field(
         "abs", description="what is taken of each gradient before channels: magnitude, square, or itself"
-    )
-    samples: int = Field(1, ge=1, le=10_000, description="SmoothGrad: number of noisy copies that are averaged")
-    noise: float = Field(
-        0.0, ge=0, le=10, description="SmoothGrad: deviation of the noise, as a share of each input's value range"
     )
 
 
@@ -31,18 +29,7 @@ def saliency(request: Request, options: SaliencyOptions) -> Tensor:
     (N, C, H, W) -> (N, 1, H, W), or (N, C, H, W) with channels="none". Simonyan 2013, section 3; SmoothGrad: Smilkov
     2017, section 3, where the gradients themselves are averaged before their magnitude is taken.
     """
-    total = torch.zeros_like(request.inputs)
-    span = request.inputs.amax((1, 2, 3), keepdim=True) - request.inputs.amin((1, 2, 3), keepdim=True)
-    for step in range(options.samples):
-        x = request.inputs.detach()
-        if options.noise:
-            drawn = torch.randn(x.shape[1:], generator=request.generator, dtype=torch.float32)
-            x = x + options.noise * span * drawn.to(x)
-        x.requires_grad_()
-        (gradient,) = torch.autograd.grad(request.score(x).sum(), x)
-        total += gradient
-        request.progress(step + 1, options.samples)
-    return _reduced(_signed(total / options.samples, options.sign), options.channels)
+    return _reduced(_signed(smooth_gradient(request, options), options.sign), options.channels)
 
 
 def _signed(gradient: Tensor, sign: str) -> Tensor:

@@ -1,0 +1,417 @@
+"""What a technique is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, LayerError, ModelError, TargetError
+from .memory import Batches, batch_size
+from .models import Model, Survey, capture, relu_rule
+from .models.relu_rules import Rule
+from .options import ImageOption
+from .targets import Channel, Neuron, Resolved, Top, called, class_output, class_scores, describe
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the steps done and their total; may raise to cancel."""
+
+Made = TypeVar("Made")
+
+
+class Shared:
+    """What the requests of one batch have in common; they differ in layer and in the target's column alone.
+
+    Attributes:
+        layers: every layer that is asked for.
+        classes: (N, K), K explained classes of each sample, once they are known.
+        base: (N, K), scores of the unmodified samples, once they are known.
+    """
+
+    def __init__(self, layers: Sequence[str] = ()) -> None:
+        self.layers = tuple(layers)
+        self.classes: Tensor | None = None
+        self.base: Tensor | None = None
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, compute: Callable[[], Made]) -> Made:
+        """Return what `compute` made when it was first asked for under this key."""
+        if key not in self._made:
+            self._made[key] = compute()
+        made: Made = self._made[key]
+        return made
+
+
+class Request:
+    """One call of a technique: the model, the samples, what to explain, and the means to run the model.
+
+    Attributes:
+        model: a private replica of the network, in eval mode; None for techniques that were given none.
+        inputs: (N, C, H, W) on the model's device; None where the technique takes none.
+        target: class indices (N,), a selector, a callable, or None for top classes.
+        layer: full name of the layer, or None.
+        generator: seeded random numbers, on the CPU. Draw them without the batch dimension, so that every sample sees
+            the same ones, whatever batch it is in.
+        memory: budget in bytes.
+        progress: call it with steps done and their total; it may raise to cancel.
+        scored: whether a score was asked for, so that the result explains a target.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | None,
+        inputs: Tensor | None,
+        target: Resolved,
+        layer: str | None,
+        seed: int,
+        memory: int,
+        progress: Progress,
+        described: Model | None = None,
+        survey: Callable[[], Survey] | None = None,
+        batches: Batches | None = None,
+        shared: Shared | None = None,
+        column: int = 0,
+    ) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._target = target
+        self.layer = layer
+        self.generator = torch.Generator().manual_seed(seed)
+        self.memory = memory
+        self.progress = progress
+        self._described = described
+        self._survey = survey
+        self._batches = batches or Batches()
+        self._shared = shared or Shared()
+        self._column = column
+        self._gradients = self._sweeps = 0
+        self.scored = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The replica.
+
+        Raises:
+            ModelError: no model was given.
+        """
+        if self._model is None:
+            raise ModelError("this technique needs a model; give one as the first argument")
+        return self._model
+
+    @property
+    def inputs(self) -> Tensor:
+        """The samples, (N, C, H, W).
+
+        Raises:
+            InputError: there are none.
+        """
+        if self._inputs is None:
+            raise InputError("this technique was declared to take no inputs")
+        return self._inputs
+
+    @property
+    def target(self) -> Resolved:
+        """What is explained: class indices (N,), a selector, a callable, or None for top classes."""
+        match self._target:
+            case Tensor():
+                return self._target[:, self._column]
+            case Top():
+                return None
+            case _:
+                return self._target
+
+    def score(
+        self,
+        inputs: Tensor | None = None,
+        rows: Sequence[int] | Tensor | None = None,
+        *,
+        probability: bool = False,
+    ) -> Tensor:
+        """Run the model and return the explained score of each row; gradients flow where they are asked for.
+
+        Args:
+            inputs: (rows, C, H, W); None for the samples themselves.
+            rows: for each input the sample whose target it takes; None where input i belongs to sample i.
+            probability: score classes by the softmax of the output; other targets stay as they are.
+
+        Returns:
+            (rows,) scores: raw, no softmax, unless probabilities were asked for.
+
+        Raises:
+            TargetError: the target does not fit the output.
+            InputError: a sample's score is not finite, or rows are missing.
+        """
+        return self._all_scores(inputs, rows, probability=probability)[:, self._column]
+
+    def output(self) -> Any:
+        """Run the model on the samples and return what it returns.
+
+        Raises:
+            TargetError: the target does not fit the output.
+            InputError: a sample's score is not finite.
+        """
+        self.scored = True
+        output = self._run(self.inputs.clone())
+        self._reduced(output, torch.arange(len(self.inputs)), unmodified=True)
+        return output
+
+    def gradient(
+        self,
+        make: Callable[[int], Tensor] | None = None,
+        weights: Sequence[float] = (1.0,),
+        *,
+        rule: Rule | None = None,
+    ) -> Tensor:
+        """Return the gradient of each sample's score at its input, or a weighted sum of gradients at made inputs.
+
+        One forward pass for each made input serves all targets of the call.
+
+        Args:
+            make: ``make(i)`` returns the i-th inputs, (N, C, H, W), which must not depend on the target; None for the
+                samples themselves.
+            weights: weight of each made input's gradient.
+            rule: how rectifiers pass gradients, see `relu_rule`; None for the plain gradient.
+
+        Returns:
+            (N, C, H, W).
+
+        Raises:
+            TargetError: the score does not depend on the input.
+            ModelError: a rule was asked for, and nothing rectifies.
+        """
+        self.scored = True
+        self._gradients += 1
+
+        def all_targets() -> list[Tensor]:
+            total: list[Tensor] = []
+            for i, weight in enumerate(weights):
+                x = (self.inputs if make is None else make(i)).detach().requires_grad_()
+                with nullcontext() if rule is None else relu_rule(rule):
+                    scores = self._all_scores(x, None)
+                found = [slope * weight if weight != 1 else slope for (slope,) in _slopes(scores, [x])]
+                total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
+                self.progress(i + 1, len(weights))
+            return total
+
+        return self._shared.once(("gradient", self._gradients), all_targets)[self._column]
+
+    def layer_gradient(self) -> tuple[Tensor, Tensor]:
+        """Return the layer's maps and the gradient of each sample's score there.
+
+        One forward pass serves all layers and targets of the call, and each target's backward pass goes from the score
+        to the first of the layers.
+
+        Returns:
+            Two tensors (N, C, h, w).
+
+        Raises:
+            LayerError: the layer returns no maps, or the target does not depend on it.
+        """
+        layers = self._shared.layers or (str(self.layer),)
+
+        def all_layers() -> tuple[dict[str, Any], list[tuple[Tensor, ...]]]:
+            with capture(self.model, layers, grad=True) as seen:  # the graph starts at the first of them
+                scores = self._all_scores(None, None)
+            for layer, maps in seen.values.items():
+                if not isinstance(maps, Tensor) or maps.dim() != 4:
+                    raise LayerError(
+                        f"layer '{layer}' returns {describe(maps)}, expected maps (N, C, h, w); name a spatial layer"
+                    )
+            return seen.values, _slopes(scores, list(seen.values.values()))
+
+        self.scored = True
+        maps, slopes = self._shared.once("layer gradient", all_layers)
+        slope = slopes[self._column][layers.index(str(self.layer))] if slopes else None
+        if slope is None:
+            raise LayerError(f"the target does not depend on layer '{self.layer}'; name a layer before it")
+        return maps[str(self.layer)].detach(), slope
+
+    def once(self, key: Hashable, compute: Callable[[], Made]) -> Made:
+        """Return ``compute()``, run once for all targets and layers of this batch; for what does not depend on them."""
+        return self._shared.once(("once", key), compute)
+
+    def sweep(
+        self,
+        make: Callable[[int, int], Tensor],
+        count: int,
+        rows: Sequence[int] | Tensor,
+        *,
+        probability: bool = False,
+        shared: bool = False,
+    ) -> Tensor:
+        """Score many made inputs without gradients, in batches that fit the budget.
+
+        Args:
+            make: ``make(start, stop)`` returns the inputs numbered start to stop - 1, (stop - start, C, H, W).
+            count: how many there are.
+            rows: (count,), for each the sample whose target it takes.
+            probability: score classes by the softmax of the output; other targets stay as they are.
+            shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
+
+        Returns:
+            (count,) scores.
+        """
+        picked = torch.as_tensor(rows, dtype=torch.long, device="cpu")
+        self.scored = True
+        self._sweeps += 1
+
+        def part(start: int, stop: int) -> Tensor:
+            scores = self._scores(make(start, stop), picked[start:stop], probability=probability)
+            self.progress(stop, count)
+            return scores
+
+        def all_targets() -> Tensor:
+            self._classes(None)  # before the first batch, which should hold nothing else
+            return torch.cat(self._batches.run(count, self._batch_size(), part))
+
+        with torch.no_grad():
+            scores = self._shared.once(("sweep", self._sweeps), all_targets) if shared else all_targets()
+        return scores[:, self._column]
+
+    def image(self, option: ImageOption) -> Tensor:
+        """Return an image option as the model takes it, (1, C, H, W): pictures are preprocessed, tensors are not.
+
+        Raises:
+            InputError: a picture was given and the model has no preprocessing, or the channels differ.
+        """
+        if option.tensor is not None:
+            made = option.tensor[None].to(self.inputs)
+        else:
+            assert option.image is not None
+            described = self._described or Model(self.model)
+            made = described.prepare([option.image]).to(self.inputs)
+        if made.shape[1] != self.inputs.shape[1]:
+            raise InputError(f"the image option has {made.shape[1]} channels, the inputs {self.inputs.shape[1]}")
+        return made
+
+    def classes(self) -> Tensor | None:
+        """Return the class explained for each sample, (N,), running the model if need be; None where it is no class."""
+        self.scored = True
+        classes = self._classes(None)
+        return None if classes is None else classes[:, self._column]
+
+    def base_scores(self, *, probability: bool = False) -> Tensor:
+        """Return the scores of the unmodified samples, (N,), without gradients; run once for all targets of the call.
+
+        Args:
+            probability: score classes by the softmax of the output, unless scores are known already.
+        """
+        if self._shared.base is None:
+            with torch.no_grad():
+                self.score(probability=probability)
+            assert self._shared.base is not None
+        self.scored = True
+        return self._shared.base[:, self._column]
+
+    def _batch_size(self) -> int:
+        assert self._survey is not None
+        return batch_size(self._survey(), self.memory, self.inputs.device, backward=False)
+
+    def _all_scores(
+        self, inputs: Tensor | None, rows: Sequence[int] | Tensor | None, *, probability: bool = False
+    ) -> Tensor:
+        """Return the scores of all targets, (rows, K)."""
+        self.scored = True
+        unmodified = inputs is None or (rows is None and _same_memory(inputs, self.inputs))
+        x = self.inputs if inputs is None else inputs
+        # A clone, since a network may begin with an in-place operation.
+        given = x.clone() if unmodified or x.requires_grad else x
+        return self._scores(given, rows, unmodified=unmodified, probability=probability)
+
+    def _scores(
+        self,
+        x: Tensor,
+        rows: Sequence[int] | Tensor | None,
+        *,
+        unmodified: bool = False,
+        probability: bool = False,
+    ) -> Tensor:
+        if rows is None:
+            if len(x) != len(self.inputs):
+                raise InputError(f"score() got {len(x)} inputs for {len(self.inputs)} samples; give rows=…")
+            index = torch.arange(len(x))
+        else:
+            index = torch.as_tensor(rows, dtype=torch.long, device="cpu")
+            if index.shape != (len(x),):
+                raise InputError(f"score() got {len(x)} inputs and rows of shape {tuple(index.shape)}")
+        scores = self._reduced(self._run(x), index, unmodified=unmodified, probability=probability)
+        if x.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+            raise TargetError(
+                "the score does not depend on the input in a way that gradients can follow; look for detach(), "
+                "no_grad() or integers in the model and in the target callable"
+            )
+        return scores
+
+    def _reduced(self, output: Any, index: Tensor, *, unmodified: bool, probability: bool = False) -> Tensor:
+        """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""
+        match self._target:
+            case Channel() | Neuron():
+                scores = self._target.score(output)[:, None]
+            case None | Tensor() | Top():
+                classes = self._classes(output if unmodified else None)
+                assert classes is not None
+                scores = class_scores(output, classes[index], probability=probability)
+            case _:
+                scores = called(self._target, output, len(index))[:, None]
+        if unmodified:
+            self._shared.base = _finite(scores.detach())
+        return scores
+
+    def _run(self, x: Tensor) -> Any:
+        if not isinstance(self._target, (Channel, Neuron)):
+            return self.model(x)
+        with capture(self.model, self._target.layer, stop=True) as seen:
+            self.model(x)
+        return seen.output
+
+    def _classes(self, output: Any) -> Tensor | None:
+        """Return the explained classes of each sample, (N, K), from its output where they are not known."""
+        if isinstance(self._target, Tensor):
+            return self._target
+        if not (self._target is None or isinstance(self._target, Top)):
+            return None
+        if self._shared.classes is None:
+            if output is None:
+                with torch.no_grad():
+                    output = self.model(self.inputs.clone())
+            self._shared.classes = _top(output, 1 if self._target is None else self._target.k)
+        return self._shared.classes
+
+
+def _slopes(scores: Tensor, places: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Return, for each column of scores, its gradients at the places; None where it does not depend on one."""
+    if not scores.requires_grad:
+        return []
+    columns = scores.sum(0)
+    last = len(columns) - 1
+    return [
+        torch.autograd.grad(column, places, retain_graph=k < last, allow_unused=True)
+        for k, column in enumerate(columns.unbind())
+    ]
+
+
+def _top(output: Any, k: int) -> Tensor:
+    scores = class_output(output).detach()
+    if k > scores.shape[1]:
+        raise TargetError(f"the model has {scores.shape[1]} classes, so that there is no top {k}; give fewer")
+    _finite(scores.amax(1, keepdim=True))
+    return (scores.argmax(1, keepdim=True) if k == 1 else scores.topk(k, 1).indices).cpu()
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
+
+
+def _finite(scores: Tensor) -> Tensor:
+    wrong = (~torch.isfinite(scores)).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise InputError(
+            f"the score of sample {row} is {float(scores[row, column])}; look for NaN or huge values in the inputs and "
+            "in the model's weights, or use a wider floating type"
+        )
+    return scores

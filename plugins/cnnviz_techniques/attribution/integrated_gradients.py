@@ -1,0 +1,45 @@
+"""Integrated gradients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy
+from torch import Tensor
+
+from cnnviz import Field, Options, Request, Technique, hookimpl
+
+from .baseline import Baseline, baseline_image
+
+
+class IntegratedGradientsOptions(Options):
+    """Options of `integrated-gradients`."""
+
+    steps: int = Field(50, ge=1, le=10_000, description="points on the way from the baseline to the input")
+    baseline: Baseline = Field(
+        0.0, description="where the way begins: a number, one per channel, or an image, in the units of the input"
+    )
+    quadrature: Literal["gauss-legendre", "midpoint"] = Field(
+        "gauss-legendre", description="where on the way the points lie, and their weights"
+    )
+
+
+def integrated_gradients(request: Request, options: IntegratedGradientsOptions) -> Tensor:
+    """Average the gradient on the straight way from a baseline to the input, times their difference.
+
+    Signed, (N, C, H, W) -> (N, C, H, W); a sample's values add up to score(input) - score(baseline), the better the
+    more steps. Sundararajan 2017, equation 1.
+    """
+    if options.quadrature == "midpoint":
+        places, weights = [(i + 0.5) / options.steps for i in range(options.steps)], [1 / options.steps] * options.steps
+    else:
+        nodes, shares = numpy.polynomial.legendre.leggauss(options.steps)
+        places, weights = ((nodes + 1) / 2).tolist(), (shares / 2).tolist()
+    start = baseline_image(request, options.baseline)
+    way = request.inputs - start
+    return way * request.gradient(lambda i: start + places[i] * way, weights)
+
+
+@hookimpl
+def cnnviz_techniques(register):
+    register(Technique("integrated-gradients", integrated_gradients, IntegratedGradientsOptions, family="attribution"))

@@ -1,0 +1,135 @@
+"""Randomised input sampling for explanation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cnnviz import Field, Heatmap, Options, Pair, Request, Technique, hookimpl
+
+_CHUNK = 16 << 20  # bytes of masks that are there at once
+
+
+class RiseOptions(Options):
+    """Options of `rise`."""
+
+    masks: int = Field(4000, ge=2, le=10_000_000, description="how many random masks, with a tolerance at most")
+    cells: Pair = Field(7, description="cells of a mask's coarse grid, down and across")
+    keep: float = Field(0.5, gt=0, lt=1, description="probability with which a cell lets the image show")
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop when the map's largest standard error is below this share of its range; scores are centred "
+        "then, which leaves the map's expectation as it is and takes most of the noise away",
+    )
+
+
+def rise(request: Request, options: RiseOptions) -> Heatmap:
+    """Average random masks, each weighted by the probability that the network gives to the image seen through it.
+
+    (N, C, H, W) -> (N, 1, H, W), divided by the expected mask; `errors` holds the standard error of each value and
+    `draws` the number of masks used. Classes are scored by their softmax, other targets as they are. Petsiuk 2018,
+    equation 6 and section 3.2.
+    """
+    x = request.inputs
+    masks = _Masks(request, options)
+    sums = [_Sums(x) for _ in range(len(x))]
+    waiting, used = list(range(len(x))), 0
+    request.base_scores(probability=True)
+    while waiting and used < options.masks:
+        drawn = masks.draw(min(masks.chunk, options.masks - used))
+        used += len(drawn)
+        owner = torch.tensor(waiting).repeat(len(drawn))
+
+        def shown(
+            start: int, stop: int, drawn: Tensor = drawn, owner: Tensor = owner, each: int = len(waiting)
+        ) -> Tensor:
+            return x[owner[start:stop].to(x.device)] * drawn[torch.arange(start, stop).to(x.device) // each]
+
+        # With a tolerance some targets stop before others.
+        scores = request.sweep(shown, len(owner), owner, probability=True, shared=options.tolerance is None).reshape(
+            len(drawn), len(waiting)
+        )
+        for place, sample in enumerate(waiting):
+            sums[sample].add(drawn[:, 0], scores[:, place])
+        request.progress(used, options.masks)
+        if options.tolerance is not None:
+            waiting = [sample for sample in waiting if not sums[sample].settled(options)]
+    made = [one.estimate(options) for one in sums]
+    return Heatmap(
+        values=torch.stack([value for value, _ in made])[:, None].to(x),
+        errors=torch.stack([error for _, error in made])[:, None].to(x),
+        draws=torch.tensor([one.count for one in sums]),
+    )
+
+
+class _Masks:
+    """Coarse grids of zeros and ones, enlarged bilinearly and shifted at random, all samples alike."""
+
+    def __init__(self, request: Request, options: RiseOptions) -> None:
+        self.like, self.generator, self.options = request.inputs, request.generator, options
+        self.size = tuple(request.inputs.shape[2:])
+        self.chunk = max(1, _CHUNK // (4 * self.size[0] * self.size[1]))
+        # Row t of each table holds what the cells weigh at pixel t of the enlarged grid.
+        self.steps = [-(-side // cells) for side, cells in zip(self.size, options.cells, strict=True)]
+        self.tables = [
+            _enlarging(cells, (cells + 1) * step) for cells, step in zip(options.cells, self.steps, strict=True)
+        ]
+
+    def draw(self, count: int) -> Tensor:
+        """Return the next masks, (count, 1, H, W) between 0 and 1."""
+        grids = (torch.rand(count, *self.options.cells, generator=self.generator) < self.options.keep).float()
+        down, across = (
+            table[torch.randint(step, (count, 1), generator=self.generator) + torch.arange(side)]
+            for table, step, side in zip(self.tables, self.steps, self.size, strict=True)
+        )
+        made = down @ grids @ across.mT
+        return made[:, None].to(self.like)
+
+
+def _enlarging(cells: int, size: int) -> Tensor:
+    """Return the weights of bilinear interpolation along one axis, (size, cells)."""
+    unit = torch.eye(cells)[:, None]
+    return torch.nn.functional.interpolate(unit, size, mode="linear", align_corners=False)[:, 0].T
+
+
+class _Sums:
+    """What one sample's scores s and masks m add up to."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.count = 0
+        self.scores = 0.0
+        # Rows: Σ s m, Σ m; Σ s² m², Σ s m², Σ m².
+        self.first = x.new_zeros(2, x.shape[2] * x.shape[3], dtype=torch.float64)
+        self.second = x.new_zeros(3, x.shape[2] * x.shape[3], dtype=torch.float64)
+        self.size = tuple(x.shape[2:])
+
+    def add(self, masks: Tensor, scores: Tensor) -> None:
+        """Take in masks (B, H, W) and their scores (B,)."""
+        self.count += len(scores)
+        self.scores += float(scores.double().sum())
+        masks, scores = masks.flatten(1).float(), scores.float()
+        ones = torch.ones_like(scores)
+        self.first += torch.stack([scores, ones]) @ masks
+        self.second += torch.stack([scores.square(), scores, ones]) @ masks.square()
+
+    def estimate(self, options: RiseOptions) -> tuple[Tensor, Tensor]:
+        """Return the map and its standard error, (H, W) each."""
+        count, keep = self.count, options.keep
+        mean = self.scores / count if options.tolerance is not None else 0.0  # what scores are centred at
+        weighted = (self.first[0] - mean * self.first[1]) / keep / (count - 1 if mean else count)
+        square = self.second[0] - 2 * mean * self.second[1] + mean**2 * self.second[2]
+        spread = (square / keep**2 / count - weighted.square()).clamp(min=0)
+        return (mean + weighted).reshape(self.size), (spread / (count - 1)).sqrt().reshape(self.size)
+
+    def settled(self, options: RiseOptions) -> bool:
+        """Whether the standard error is as small as was asked for."""
+        values, errors = self.estimate(options)
+        assert options.tolerance is not None
+        return bool(errors.max() <= options.tolerance * (values.max() - values.min()))
+
+
+@hookimpl
+def cnnviz_techniques(register):
+    register(Technique("rise", rise, RiseOptions, family="attribution"))

@@ -1,0 +1,243 @@
+"""The CAM family beside its twins and beside pytorch-grad-cam and torchcam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytorch_grad_cam
+import torch
+import torchcam.methods
+import torchvision
+from captum.attr import GuidedGradCam
+from torch import Tensor, nn
+
+import cnnviz
+from tests.reference.cam import cam, grad_cam_plus_plus, layer_cam, score_cam, windowed_scores
+from tests.reference.grad_cam import maps_and_slopes
+from tests.techniques.measure import assert_same_map, distance
+from tests.techniques.networks import images, network
+
+TARGET = [3, 7]
+POOLED = {  # networks whose head is a global average and one linear layer: its weights, and the maps before it
+    "resnet18": ("fc", "layer4"),
+    "mobilenet_v2": ("classifier.1", "features"),
+    "regnet_y_400mf": ("fc", "trunk_output"),
+    "googlenet": ("fc", "inception5b"),
+    "efficientnet_b0": ("classifier.1", "features"),
+}
+WEIGHTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grad-cam++": grad_cam_plus_plus, "layer-cam": layer_cam}
+LAYERS = [("resnet18", "layer3"), ("resnet18", "layer4"), ("squeezenet1_1", "features.12"), ("densenet121", "features")]
+
+
+def score(output: Tensor) -> Tensor:
+    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
+
+
+def unit(heat: Tensor) -> Tensor:
+    """Stretch each map to [0, 1], as the other implementations do before they return one."""
+    low, high = heat.amin((2, 3), keepdim=True), heat.amax((2, 3), keepdim=True)
+    return (heat - low) / (high - low)
+
+
+def explained(net: nn.Module, technique: str, **options: Any) -> Tensor:
+    return cnnviz.explain(net, images(torch.float64), technique, target=TARGET, **options).values
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_cam_is_the_maps_weighted_by_the_class(name: str) -> None:
+    net, (head, layer) = network(name, torch.float64), POOLED[name]
+    maps, _ = maps_and_slopes(net, images(torch.float64), score, layer)
+    weight = net.get_submodule(head).weight.detach()
+    made = explained(net, "cam", upsample=None)
+    assert_same_map(made, cam(maps, weight, TARGET))
+    bias = net.get_submodule(head).bias.detach()[TARGET]
+    torch.testing.assert_close(made.mean((1, 2, 3)) + bias, score(net(images(torch.float64))).detach())
+
+
+def test_cam_equals_torchcam() -> None:
+    net, x = network("resnet18", torch.float64), images(torch.float64)
+    with torchcam.methods.CAM(net, "layer4", "fc") as extractor:
+        net(x)
+        theirs = extractor(TARGET)[0][:, None]
+    assert distance(unit(explained(net, "cam", upsample=None)), theirs.double()) < 1e-6  # theirs is clamped near 1e-7
+
+
+def test_cam_of_class_scores_on_a_map_is_that_map() -> None:
+    net, x = network("squeezenet1_1", torch.float64), images(torch.float64)
+    maps = net.classifier[:3](net.features(x)).detach()
+    assert_same_map(explained(net, "cam", upsample=None), maps[range(2), TARGET][:, None])
+
+
+class Small(nn.Module):
+    """A head as VGG's: pooled to 3 x 3, flattened, and two linear layers."""
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.pool = nn.AdaptiveAvgPool2d(size)
+        first, last = nn.Linear(4 * size**2, 6), nn.Linear(6, 8)
+        self.head = nn.Sequential(nn.Dropout(), first, nn.ReLU(inplace=True), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.features(x)), 1))
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("side", [(6, 6), (10, 14), (4, 4)])
+def test_a_head_of_linear_layers_sees_the_window_around_each_place(size: int, side: tuple[int, int]) -> None:
+    net = Small(size).eval().double()
+    x = torch.randn(2, 3, *side, dtype=torch.float64)
+    maps = net.features(x).detach()
+    scores = windowed_scores(maps, size, lambda window: net.head(window.flatten(1)).detach())
+    expected = scores[range(2), TARGET][:, None] - net.head[3].bias.detach()[TARGET][:, None, None, None]
+    made = cnnviz.explain(net, x, "cam", target=TARGET, upsample=None).values
+    assert_same_map(made, expected)
+    assert cnnviz.explain(net, x, "cam").values.shape == (2, 1, *side)
+
+
+def test_the_middle_of_the_map_has_the_score_of_the_network_itself() -> None:
+    net = Small().eval().double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)  # maps of 3 x 3
+    middle = cnnviz.explain(net, x, "cam", target=TARGET, upsample=None).values[:, 0, 1, 1]
+    torch.testing.assert_close(middle + net.head[3].bias.detach()[TARGET], score(net(x)).detach())
+
+
+@pytest.mark.parametrize("name", ["alexnet", "mobilenet_v3_small", "convnext_tiny", "shufflenet_v2_x0_5", "swin_t"])
+@pytest.mark.parametrize("size", [(224, 224), (160, 256)])
+def test_cam_takes_other_heads_at_any_size(name: str, size: tuple[int, int]) -> None:
+    net = torchvision.models.get_model(name, num_classes=5).eval()
+    made = cnnviz.explain(net, torch.randn(1, 3, *size), "cam", target=2)
+    assert made.values.shape == (1, 1, *size)
+    assert made.values.std() > 0
+
+
+class ByToken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x)[:, :, 0, 0])
+
+
+class BySoftmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).mean((2, 3)).cumsum(1))
+
+
+@pytest.mark.parametrize(("net", "words"), [(ByToken(), "it pools no map"), (BySoftmax(), "its head calls cumsum")])
+def test_a_head_that_cannot_be_converted_is_refused_with_the_reason(net: nn.Module, words: str) -> None:
+    with pytest.raises(cnnviz.ModelError, match=words + ".*use grad-cam"):
+        cnnviz.explain(net, torch.randn(1, 3, 8, 8), "cam")
+
+
+def test_cam_explains_classes_alone() -> None:
+    net = network("resnet18", torch.float64)
+    with pytest.raises(cnnviz.TargetError, match="explain classes"):
+        cnnviz.explain(net, images(torch.float64), "cam", target=lambda output: output[:, 0])
+
+
+@pytest.mark.parametrize("technique", WEIGHTED)
+@pytest.mark.parametrize(("name", "layer"), LAYERS)
+def test_weighted_maps_equal_their_twin(technique: str, name: str, layer: str) -> None:
+    net = network(name, torch.float64)
+    maps, slopes = maps_and_slopes(net, images(torch.float64), score, layer)
+    assert_same_map(explained(net, technique, layer=layer, upsample=None), WEIGHTED[technique](maps, slopes))
+
+
+KINDS: dict[str, Any] = {
+    "grad-cam": (pytorch_grad_cam.GradCAM, torchcam.methods.GradCAM),
+    "grad-cam++": (pytorch_grad_cam.GradCAMPlusPlus, torchcam.methods.GradCAMpp),
+    "layer-cam": (pytorch_grad_cam.LayerCAM, torchcam.methods.LayerCAM),
+}
+
+
+@pytest.mark.parametrize("technique", KINDS)
+@pytest.mark.parametrize(("name", "layer"), LAYERS[:3])
+def test_weighted_maps_equal_other_libraries(technique: str, name: str, layer: str) -> None:
+    net, x = network(name, torch.float32), images(torch.float32)
+    kinds = KINDS[technique]
+    # The larger the score, the less what grad-cam++ adds to a divisor there.
+    mine = explain_large(net, x, technique, layer)
+    with kinds[0](model=net, target_layers=[net.get_submodule(layer)]) as extractor:
+        targets = [lambda output, k=k: LARGE * output[k] for k in TARGET]
+        theirs = torch.from_numpy(extractor(x.clone(), targets=targets))[:, None]
+    # pytorch-grad-cam stretches maps to [0, 1] and resizes them by OpenCV, in single precision
+    assert distance(unit(mine), theirs) < 1e-3
+    with kinds[1](net, layer) as extractor:
+        theirs = extractor(TARGET, LARGE * net(x.clone().requires_grad_()))[0][:, None].detach()
+    apart = distance(unit(explain_large(net, x, technique, layer, upsample=None)), theirs)
+    if technique == "grad-cam++":  # it sums the product of maps and slopes where equation 19 sums the maps alone
+        assert apart > 1e-2, "torchcam is mended: compare it as the others are"
+    else:
+        assert apart < 1e-4
+
+
+LARGE = 1e4
+
+
+def explain_large(net: nn.Module, x: Tensor, technique: str, layer: str, **options: Any) -> Tensor:
+    def large(output: Tensor) -> Tensor:
+        return LARGE * score(output)
+
+    return cnnviz.explain(net, x, technique, target=large, layer=layer, **options).values
+
+
+def test_score_cam_equals_its_twin() -> None:
+    net, x = Small().eval().double(), torch.randn(2, 3, 12, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = score_cam(net.features(x), x, lambda seen, n: float(net(seen)[0, TARGET[n]]))
+    assert_same_map(
+        cnnviz.explain(net, x, "score-cam", target=TARGET, layer="features", upsample=None).values, expected
+    )
+
+
+def test_score_cam_equals_torchcam() -> None:
+    net, x = network("resnet18", torch.float32), images(torch.float32)
+    mine = cnnviz.explain(net, x, "score-cam", target=TARGET, layer="layer4", upsample=None).values
+    with torchcam.methods.ScoreCAM(net, "layer4") as extractor, torch.no_grad():
+        net(x)
+        theirs = extractor(TARGET)[0][:, None]
+    assert distance(unit(mine), theirs) < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward)")  # captum tells of its hooks at each call
+def test_guided_grad_cam_equals_captum() -> None:
+    net, x = network("resnet18", torch.float64), images(torch.float64)
+    made = (
+        GuidedGradCam(net, net.layer4)
+        .attribute(x.clone().requires_grad_(), target=TARGET, interpolate_mode="bilinear")
+        .detach()
+    )
+    assert_same_map(explained(net, "guided-grad-cam", layer="layer4"), made)
+
+
+def test_maps_worked_out_by_hand() -> None:
+    """Two channels, a = [[1, 2]] and b = [[3, -1]], scored by 2·mean(a) + 4·mean(b²)/2."""
+    maps = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]], dtype=torch.float64)
+
+    class Scored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = self.maps(x)
+            return (2 * seen[:, :1].mean((2, 3))) + (2 * seen[:, 1:].square().mean((2, 3)))
+
+    def heat(technique: str) -> list[float]:
+        options = {"target": 0, "layer": "maps", "upsample": None, "relu": False}
+        return cnnviz.explain(Scored().double(), maps, technique, **options).values.flatten().tolist()
+
+    # Slopes: of a 1 and 1; of b, 2·b = 6 and -2. Means: 1 and 2.
+    assert heat("grad-cam") == [7.0, 0.0]
+    assert heat("layer-cam") == [1 + 6 * 3, 2.0]
+    # Shares: of a 1 / (2 + 3) twice; of b, for its one positive slope, 36 / (72 + 2 · 216).
+    weights = 2 / 5, 36 / 504 * 6
+    assert heat("grad-cam++") == pytest.approx([weights[0] + 3 * weights[1], 2 * weights[0] - weights[1]])

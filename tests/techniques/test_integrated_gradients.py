@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from torch import Tensor, nn
+
+import cnnviz
+from tests.reference.saliency import gradient
+from tests.techniques.measure import assert_same_map, distance
+from tests.techniques.networks import images, network
+
+TARGET = [3, 7]
+BASELINE = (0.25, -0.5, 1.0)
+
+
+def score(output: Tensor) -> Tensor:
+    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
+
+
+def captum_gradients(net: nn.Module, x: Tensor, method: str) -> Tensor:
+    cover = torch.tensor(BASELINE, dtype=x.dtype)[None, :, None, None].expand_as(x)
+    return (
+        IntegratedGradients(net)
+        .attribute(x.clone().requires_grad_(), cover, target=TARGET, n_steps=9, method=method)
+        .detach()
+    )
+
+
+@pytest.mark.parametrize(
+    ("quadrature", "method"), [("gauss-legendre", "gausslegendre"), ("midpoint", "riemann_middle")]
+)
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_equals_captum(name: str, quadrature: str, method: str) -> None:
+    net, x = network(name, torch.float64), images(torch.float64)
+    options = {"steps": 9, "baseline": BASELINE, "quadrature": quadrature}
+    made = cnnviz.explain(net, x, "integrated-gradients", target=TARGET, **options).values
+    # captum rounds the weights of its steps to single precision
+    assert distance(made, captum_gradients(net, x, method)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("quadrature", "places"), [("midpoint", (1 / 4, 3 / 4)), ("gauss-legendre", (0.5 - 12**-0.5, 0.5 + 12**-0.5))]
+)
+def test_equals_a_sum_of_gradients(quadrature: str, places: tuple[float, float]) -> None:
+    net, x = network("squeezenet1_1", torch.float64), images(torch.float64)
+    total = torch.zeros_like(x)
+    for place in places:
+        total = total + gradient(net, place * x, score) / 2
+    made = cnnviz.explain(net, x, "integrated-gradients", target=TARGET, steps=2, quadrature=quadrature)
+    assert_same_map(made.values, total * x)
+
+
+def test_adds_up_to_the_difference_of_scores() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 36, 9)).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    made = cnnviz.explain(net, x, "integrated-gradients", target=TARGET, steps=30, baseline=0.5).values
+    difference = score(net(x)) - score(net(torch.full_like(x, 0.5)))
+    torch.testing.assert_close(made.sum((1, 2, 3)), difference.detach())
+
+
+def test_toy_of_captums_documentation() -> None:
+    """relu(x1) - 1 - relu(x2), then relu: from (3, 1), whose output is 1, the attributions are 1.5 and -0.5."""
+
+    class Toy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x[:, 0, 0, 0], x[:, 0, 0, 1]
+            return torch.relu(torch.relu(first) - 1 - torch.relu(second))[:, None]
+
+    x = torch.tensor([[[[3.0, 1.0]]]], dtype=torch.float64)
+    made = cnnviz.explain(Toy(), x, "integrated-gradients", target=0, steps=1000, quadrature="midpoint").values
+    torch.testing.assert_close(made, torch.tensor([[[[1.5, -0.5]]]], dtype=torch.float64), atol=2e-3, rtol=0)
