@@ -14,6 +14,7 @@ from torch import nn
 import cnnviz
 from cnnviz.testing import _equal, _snapshot
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model is in training mode")
 TECHNIQUES = list(cnnviz.techniques())
 FASTER: dict[str, dict[str, Any]] = {"occlusion": {"window": 24, "stride": 24}}
 

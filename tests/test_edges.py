@@ -49,8 +49,8 @@ def test_normalised_weights_are_up_to_date() -> None:
 
 def test_a_checkpointed_network_gives_what_it_gives_without_checkpoints() -> None:
     small = {"growth_rate": 4, "block_config": (2, 2), "num_init_features": 8, "num_classes": 5}
-    net = torchvision.models.DenseNet(**small, memory_efficient=True)
-    plain = torchvision.models.DenseNet(**small)
+    net = torchvision.models.DenseNet(**small, memory_efficient=True).eval()
+    plain = torchvision.models.DenseNet(**small).eval()
     plain.load_state_dict(net.state_dict())
     x = torch.rand(2, 3, 32, 32)
     for name in ("guided-backprop", "deconvnet", "saliency"):

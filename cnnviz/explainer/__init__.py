@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +19,7 @@ from .. import targets
 from ..errors import InputError, LayerError, ModelError, OptionError, PluginError
 from ..explanation import Explanation, Provenance
 from ..memory import parse_memory
-from ..models import Lender, Model, find_module, fingerprint
+from ..models import Lender, Model, differs_in_training, find_module, fingerprint
 from ..options import make_options
 from ..registry import Offer, techniques
 from ..request import Progress
@@ -63,6 +65,9 @@ def explain(
     Raises:
         CnnvizError: one of its subclasses; says what was got, what is expected and what to do next.
 
+    Warns:
+        UserWarning: the model is in training mode, and would compute something else there than what is explained.
+
     Example:
         >>> nn = torch.nn
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
@@ -107,6 +112,12 @@ class Explainer:
         self.memory = parse_memory(memory)
         self.model = _described(model)
         self._lender = Lender(self.model.module) if self.model is not None else None
+        if self._lender is not None and (kind := differs_in_training(self._lender.module)):
+            warnings.warn(
+                f"the model is in training mode, where its {kind} does something else; it is explained in eval mode, "
+                "as after model.eval(), and left in training mode",
+                stacklevel=_levels_to_caller(),
+            )
         self._layers = self._named(layer)
 
     def __call__(
@@ -194,6 +205,14 @@ class Explainer:
             versions={"cnnviz": __version__, "torch": torch.__version__, "python": platform.python_version()},
             seconds=seconds,
         )
+
+
+def _levels_to_caller() -> int:
+    """Return the stack level of the first function outside of cnnviz, for a warning that names its line."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "cnnviz":
+        level, frame = level + 1, frame.f_back
+    return level - 1
 
 
 def _described(model: Any) -> Model | None:

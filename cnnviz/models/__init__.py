@@ -7,7 +7,7 @@ from .preprocess import Preprocess, to_tensor
 from .randomness import own_randomness
 from .receptive_field import ReceptiveField
 from .relu_rules import relu_rule
-from .replica import replicate, unwrap
+from .replica import differs_in_training, replicate, unwrap
 from .sources import load_model
 from .state import digest, fingerprint
 from .survey import Layer, Survey, layers, survey, telling
@@ -21,6 +21,7 @@ __all__ = [
     "ReceptiveField",
     "Survey",
     "capture",
+    "differs_in_training",
     "digest",
     "find_module",
     "fingerprint",

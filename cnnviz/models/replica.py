@@ -32,6 +32,16 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
+def differs_in_training(model: nn.Module) -> str | None:
+    """Return the class name of a module in training mode that computes something else there; None if there is none."""
+    for module in model.modules():
+        name = type(module).__name__
+        normalises = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if module.training and (normalises or "Drop" in name or name in ("StochasticDepth", "RReLU")):
+            return name
+    return None
+
+
 def replicate(model: nn.Module, *, device: str | None = None) -> nn.Module:
     """Return a replica of `model`: new modules in eval mode, without hooks, holding the same parameter memory.
 
