@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError, OptionError
-from ..ops import guided_relu
+from ..ops import guided_relu, guided_relu_
 from .receptive_field import function_name
 
 Rule = Literal["deconvnet", "guided"]
@@ -90,10 +90,17 @@ class _RuleMode(TorchFunctionMode):
         if not (x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
         self.hits += 1
-        result: Tensor = guided_relu(x, self.rule) if name == "relu" else _Ruled.apply(x, self.rule, plain)
-        if kwargs.get("out") is not None:
-            in_place, x = True, kwargs["out"]
-        return x.copy_(result) if in_place else result
+        out = kwargs.get("out")
+        result: Tensor
+        if name == "relu":
+            result = guided_relu_(x, self.rule) if in_place and out is None else guided_relu(x, self.rule)
+        elif name in ("relu6", "hardtanh"):
+            result = _Clipped.apply(x, self.rule, _ceiling(name, args, kwargs), in_place and out is None)
+        else:
+            result = _Ruled.apply(x, self.rule, plain)
+        if out is not None:
+            return out.copy_(result)
+        return x.copy_(result) if in_place and result is not x else result
 
 
 def _inplace_by_position(name: str, args: tuple[Any, ...]) -> bool:
@@ -122,6 +129,12 @@ def _rectifies(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     if name in _OF_TWO and not _is_zero(bound):
         bound = args[0] if args else kwargs.get("input")
     return _is_zero(bound)
+
+
+def _ceiling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    if name == "relu6":
+        return 6.0
+    return float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
 
 
 def _is_zero(bound: Any) -> bool:
@@ -154,6 +167,27 @@ _PURE: dict[str, Callable[..., Tensor]] = {
     "max": torch.maximum,
     "fmax": torch.fmax,
 }
+
+
+class _Clipped(torch.autograd.Function):
+    """A rectifier that saturates at a ceiling, with a ruled backward; what it returns tells where it is open."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, ceiling: float, in_place: bool) -> Tensor:
+        ctx.rule, ctx.ceiling = rule, ceiling
+        if in_place:
+            ctx.mark_dirty(x)
+        y = functional.hardtanh(x, 0.0, ceiling, inplace=in_place)
+        if rule == "guided":
+            ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        passed = grads[0].clamp(min=0)
+        if ctx.rule == "guided":
+            passed = torch.ops.aten.hardtanh_backward(passed, ctx.saved_tensors[0], 0.0, ctx.ceiling)
+        return passed, None, None, None
 
 
 class _Ruled(torch.autograd.Function):

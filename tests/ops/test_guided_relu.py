@@ -58,3 +58,18 @@ def test_more_elements_than_32_bits_count(device: str) -> None:
     made = ops.guided_relu(x)
     assert made[-3:].tolist() == [0, 2, 3]
     assert sum(int(part.count_nonzero()) for part in made.split(2**28)) == 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_in_place_gives_the_same(rule: Any) -> None:
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    given = 2 * x
+    made = ops.guided_relu_(given, rule)
+    assert made is given
+    expected = ops.guided_relu(2 * x, rule)
+    assert torch.equal(made, expected)
+    back = torch.randn_like(made)
+    (mine,), (theirs,) = torch.autograd.grad(made, x, back), torch.autograd.grad(expected, x, back)
+    assert torch.equal(mine, theirs)
+    with torch.no_grad():
+        assert torch.equal(ops.guided_relu_(x.detach().clone(), rule), x.relu())

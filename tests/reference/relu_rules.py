@@ -1,7 +1,8 @@
 """Guided backpropagation and the deconvnet in any network, by putting other rectifiers into torch.nn.functional.
 
-Every rectifier of torchvision's networks, module or not, is a call of F.relu, F.relu6 or F.hardtanh(x, 0, …), looked up
-in torch.nn.functional at the time of the call. Not for threads: the functions are replaced for the whole process.
+Every rectifier of torchvision's networks, module or not, is a call of F.relu, F.relu6, F.hardtanh(x, 0, …) or of the
+smooth F.hardswish, F.silu and F.gelu, looked up in torch.nn.functional at the time of the call. Not for threads: the
+functions are replaced for the whole process.
 """
 
 from __future__ import annotations
@@ -46,8 +47,53 @@ def ruled_rectifiers(rule: str) -> Iterator[list[float]]:
         calls.append(max_val)
         return _Rectifier.apply(x, max_val, rule)
 
-    with mock.patch.multiple(torch.nn.functional, relu=relu, relu6=relu6, hardtanh=hardtanh):
+    def smooth(name: str) -> Callable[..., Tensor]:
+        def called(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            calls.append(math.inf)
+            return _Smooth.apply(x, name, rule)
+
+        return called
+
+    others = {name: smooth(name) for name in _SMOOTH}
+    with mock.patch.multiple(torch.nn.functional, relu=relu, relu6=relu6, hardtanh=hardtanh, **others):
         yield calls
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+def _normal(x: Tensor) -> Tensor:
+    return (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+_SMOOTH: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # value and slope
+    "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
+    "gelu": (
+        lambda x: x * _normal(x),
+        lambda x: _normal(x) + x * (-x * x / 2).exp() / math.sqrt(2 * math.pi),
+    ),
+    "hardswish": (
+        lambda x: x * ((x + 3) / 6).clamp(0, 1),
+        lambda x: torch.where(x < -3, 0.0, torch.where(x > 3, 1.0, x / 3 + 0.5)),
+    ),
+}
+
+
+class _Smooth(torch.autograd.Function):
+    """Any other rectifier, the guided backward pass of which multiplies by its own slope."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str, rule: str) -> Tensor:
+        ctx.save_for_backward(x.clone())
+        ctx.name, ctx.rule = name, rule
+        return _SMOOTH[name][0](x)
+
+    @staticmethod
+    def backward(ctx: Any, back: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        positive = torch.where(back > 0, back, torch.zeros_like(back))
+        return positive if ctx.rule == "deconvnet" else positive * _SMOOTH[ctx.name][1](x), None, None
 
 
 class _Rectifier(torch.autograd.Function):

@@ -21,10 +21,10 @@ def network(name: str, dtype: torch.dtype) -> nn.Module:
         return copy.deepcopy(network(name, torch.float32)).to(dtype)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        # GoogLeNet warns until it is told whether to draw its (slow) initial weights and to keep its auxiliary heads
-        extra = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+        # These warn until they are told whether to draw their (slow) initial weights and to keep their auxiliary heads
+        extra = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         made = _vgg16() if name == "vgg16" else torchvision.models.get_model(name, num_classes=CLASSES, **extra)
-        _enliven(made)
+        _enliven(made, 75 if name == "inception_v3" else SIZE)
     return made.eval()
 
 
@@ -51,7 +51,7 @@ def _vgg16() -> nn.Module:
     return made
 
 
-def _enliven(made: nn.Module) -> None:
+def _enliven(made: nn.Module, side: int) -> None:
     """Give each normalisation statistics, scale and shift of its own, so that ReLUs switch and ReLU6s saturate."""
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -59,4 +59,4 @@ def _enliven(made: nn.Module) -> None:
             nn.init.normal_(module.weight, 1.5, 0.5)
             nn.init.normal_(module.bias, 0.0, 1.0)
     with torch.no_grad():
-        made.train()(torch.randn(8, 3, SIZE, SIZE))
+        made.train()(torch.randn(8, 3, side, side))
