@@ -47,6 +47,7 @@ class Race:
     device: str
     rounds: int
     case: str
+    quick: bool
 
     def __call__(
         self, ours: Call, theirs: Call, *, expression: str, work: float = 0, ceiling: Ceiling | None = None
@@ -96,7 +97,7 @@ def _spread(seconds: list[float]) -> float:
 @pytest.fixture
 def race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, device: str) -> Race:
     quick = request.config.getoption("--quick")
-    return Race(benchmark, device, 3 if quick else 41, request.node.callspec.id)
+    return Race(benchmark, device, 3 if quick else 41, request.node.callspec.id, quick)
 
 
 @pytest.fixture(scope="session")

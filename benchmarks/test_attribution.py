@@ -1,0 +1,127 @@
+"""Attribution beside a bare forward pass, and beside other libraries."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import captum.attr
+import pytest
+import pytorch_grad_cam
+import torch
+import torchcam.methods
+import torchvision
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+import cnnviz
+
+LAYERS = {"resnet50": "layer4", "vgg16": "features.29"}
+CLASS = 3
+SIZES = (1, 16)
+ROUNDS = {1: 9, 16: 3}
+
+
+@functools.cache
+def network(name: str, device: str) -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name).eval().to(device)
+
+
+def passes(net: nn.Module, x: Tensor, _layer: str) -> None:
+    with torch.no_grad():
+        net(x)
+
+
+def passes_back(net: nn.Module, x: Tensor, _layer: str) -> None:
+    leaf = x.clone().requires_grad_()
+    torch.autograd.grad(net(leaf)[:, CLASS].sum(), leaf)
+
+
+def grad_cam_of_captum(net: nn.Module, x: Tensor, layer: str) -> Tensor:
+    maps = captum.attr.LayerGradCam(net, net.get_submodule(layer)).attribute(x, CLASS, relu_attributions=True)
+    return captum.attr.LayerAttribution.interpolate(maps, tuple(x.shape[2:]), "bilinear")
+
+
+def grad_cam_of_pytorch_grad_cam(net: nn.Module, x: Tensor, layer: str) -> Any:
+    with pytorch_grad_cam.GradCAM(model=net, target_layers=[net.get_submodule(layer)]) as extractor:
+        return extractor(x, [ClassifierOutputTarget(CLASS)] * len(x))
+
+
+def grad_cam_of_torchcam(net: nn.Module, x: Tensor, layer: str) -> Any:
+    with torchcam.methods.GradCAM(net, layer) as extractor:
+        return extractor(CLASS, net(x.clone().requires_grad_()))
+
+
+def saliency_of_captum(net: nn.Module, x: Tensor, _layer: str) -> Tensor:
+    return captum.attr.Saliency(net).attribute(x.clone().requires_grad_(), CLASS)
+
+
+def guided_of_captum(net: nn.Module, x: Tensor, _layer: str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return captum.attr.GuidedBackprop(net).attribute(x.clone().requires_grad_(), CLASS)
+
+
+OTHERS = {
+    "grad-cam": {
+        "a forward pass": passes,
+        "captum": grad_cam_of_captum,
+        "pytorch-grad-cam": grad_cam_of_pytorch_grad_cam,
+        "torchcam": grad_cam_of_torchcam,
+    },
+    "saliency": {"forward and backward": passes_back, "captum": saliency_of_captum},
+    "guided-backprop": {
+        "forward and backward": passes_back,
+        "captum": guided_of_captum,
+    },
+}
+CASES = {
+    f"{technique} beside {other}: {name}, {count} x 224": (technique, other, name, count)
+    for technique, others in OTHERS.items()
+    for other in others
+    for name in LAYERS
+    for count in SIZES
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attribution(case: str, race: Any, device: str) -> None:
+    technique, other, name, count = CASES[case]
+    if race.quick and (count > 1 or name == "vgg16"):
+        pytest.skip("takes minutes")
+    net, x = network(name, device), torch.randn(count, 3, 224, 224, device=device)
+    explainer = cnnviz.Explainer(net, technique)
+    race.rounds = min(race.rounds, ROUNDS[count])
+    race(
+        lambda: explainer(x, CLASS).values,
+        lambda: OTHERS[technique][other](net, x, LAYERS[name]),
+        expression=other,
+    )
+
+
+def straightforward_rise(net: nn.Module, x: Tensor, masks: int) -> Tensor:
+    """All masks at once, batches of 32 images."""
+    grids = (torch.rand(masks, 1, 7, 7) < 0.5).float()
+    step = 224 // 7
+    large = nn.functional.interpolate(grids, (8 * step, 8 * step), mode="bilinear", align_corners=False)
+    places = torch.randint(step, (masks, 2)).tolist()
+    shown = torch.stack(
+        [m[:, top : top + 224, left : left + 224] for m, (top, left) in zip(large, places, strict=True)]
+    )
+    with torch.no_grad():
+        scores = torch.cat([net(x * part).softmax(1)[:, CLASS] for part in shown.split(32)])
+    return (scores[:, None, None, None] * shown).mean(0) / 0.5
+
+
+@pytest.mark.parametrize("case", ["rise with equal masks: resnet50, 96 masks"])
+def test_rise(case: str, race: Any, device: str) -> None:  # noqa: ARG001  # the case is what the table tells
+    net, x = network("resnet50", device), torch.randn(1, 3, 224, 224, device=device)
+    race.rounds = min(race.rounds, 3)
+    masks = 8 if race.quick else 96
+    race(
+        lambda: cnnviz.explain(net, x, "rise", target=CLASS, masks=masks),
+        lambda: straightforward_rise(net, x, masks),
+        expression="all masks at once, batches of 32",
+    )
