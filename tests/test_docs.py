@@ -85,6 +85,17 @@ def test_readme_python_examples_run(
     assert scope["batch"].target.tolist() == [285, 281]  # type: ignore[attr-defined]
 
 
+def test_examples_of_targets_run() -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "targets.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert len(blocks) == 7
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/targets.md", "exec"), scope)
+    assert len(scope["three"].values) == 6  # type: ignore[attr-defined]
+
+
 def test_contributing_shows_the_example_plugin_as_it_is() -> None:
     source = (ROOT / "plugins" / "acme-viz" / "acme_viz" / "energy.py").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
