@@ -38,6 +38,9 @@ from cnnviz import (
     explain,
 )
 
+# The network here is in training mode, to see that it is left so; what is said of that has a test of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:the model is in training mode")
+
 CLASSES = 5
 
 
