@@ -32,6 +32,8 @@ class Technique:
         layers: whether it takes "none", "one" or "many" layers; many are computed one by one and fused by their mean.
         default_layer: what is taken where no layer is named: the last spatial output before the head that is no
             pooling, or the first convolution.
+        thousands: whether it takes a thousand forward passes and more by default; reports leave it out unless it is
+            named.
 
     Raises:
         PluginError: a malformed declaration.
@@ -45,6 +47,7 @@ class Technique:
     inputs: Literal["each", "all", "none"] = "each"
     layers: Literal["none", "one", "many"] = "none"
     default_layer: Literal["last-spatial", "first-convolution"] = "last-spatial"
+    thousands: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*\+*", self.name):

@@ -28,7 +28,7 @@ def report(
     model: ModelOption = None,
     weights: WeightsOption = "DEFAULT",
     technique: Annotated[
-        list[str] | None, typer.Option(help="Only this technique; repeatable. All suitable ones by default.")
+        list[str] | None, typer.Option(help="Only this technique; repeatable. By default all that take seconds.")
     ] = None,
     target: TargetOption = None,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("cnnviz-report/index.html"),

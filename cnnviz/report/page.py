@@ -125,8 +125,8 @@ def make_report(
     Args:
         model: with preprocessing.
         photographs: paths of image files.
-        names: techniques to run; None takes all installed ones that work on single images or on the model alone, and
-            whose options all have defaults. One that fails is reported on the page.
+        names: techniques to run; None takes all installed ones that work on single images or on the model alone,
+            take no thousands of forward passes, and whose options all have defaults. One that fails is reported there.
         target: as for `explain`.
         seed: as for `explain`.
         memory: as for `explain`.
@@ -189,6 +189,7 @@ def _suitable() -> dict[str, Technique]:
         name: technique
         for name, technique in techniques().usable().items()
         if (technique.inputs == "each" or (technique.inputs == "none" and technique.layers != "none"))
+        and not technique.thousands
         and not any(info.is_required() for info in technique.options.model_fields.values())
     }
 

@@ -132,4 +132,4 @@ class _Sums:
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("rise", rise, RiseOptions, family="attribution"))
+    register(Technique("rise", rise, RiseOptions, family="attribution", thousands=True))
