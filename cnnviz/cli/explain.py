@@ -103,7 +103,8 @@ def _tell(result: Explanation, model: Model, paths: list[Path], folder: Path, *,
     rows: list[dict[str, Any]] = []
     scores = result.scores if isinstance(result, Heatmap) else None
     classes = result.target if isinstance(result, Heatmap) else None
-    for i, path in enumerate(paths):
+    each = 1 if scores is None else len(scores) // max(len(paths), 1)  # several targets give several rows
+    for i, path in enumerate(path for path in paths for _ in range(each)):
         row: dict[str, Any] = {"image": str(path)}
         if classes is not None:
             row |= {"target": int(classes[i]), "label": model.label(int(classes[i]))}

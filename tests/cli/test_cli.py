@@ -116,6 +116,13 @@ def test_explain_several_images_as_json(run: Run, photo: str) -> None:
     assert len(told["figures"]) == 2
 
 
+def test_explain_several_targets_tells_each(run: Run, photo: str) -> None:
+    told = json.loads(run("explain", "grad-cam", photo, photo, "--target", "top:2", "--json")[1])
+    assert [row["label"] for row in told["results"]] == ["Egyptian cat", "tiger cat"] * 2
+    assert len(told["figures"]) == 4
+    assert "top:K" in run("explain", "grad-cam", photo, "--target", "top:many")[2]
+
+
 def test_flags_reach_the_options(run: Run, photo: str) -> None:
     arguments = ("--window", "64,48", "--stride", "64", "--baseline", "0.1,0.2,0.3", "--json")
     told = json.loads(run("explain", "occlusion", photo, *arguments)[1])
