@@ -15,6 +15,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "places.h"
+
 namespace cnnviz {
 
 using torch::headeronly::BFloat16;
@@ -56,24 +58,15 @@ inline Tensor empty(const Tensor& like, const Sizes& sizes, bool channels_last) 
 // The numbers of an int64 tensor on the CPU; `x` must outlive them.
 inline const int64_t* numbers(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 
-// Python has checked these numbers, but not for graphs that torch exported, which hold the operator alone: f(row) tells of
-// each row of `columns` numbers whether nothing outside of the images would be read.
-template <class F>
-void check_rows(const char* name, const Tensor& x, int64_t columns, const F& f) {
-  const int64_t* row = numbers(x);
-  for (int64_t i = 0; i < x.size(0); ++i, row += columns)
-    STD_TORCH_CHECK(f(row), name, " ", i, " lies outside of the images");
-}
-
+// Python has checked these numbers, but not for graphs that torch exported, which hold the operator alone.
 inline void check_index(const Tensor& index, int64_t count) {
-  check_rows("index", index, 1, [&](const int64_t* row) { return 0 <= row[0] && row[0] < count; });
+  const int64_t wrong = first_outside(numbers(index), index.size(0), 0, count);
+  STD_TORCH_CHECK(wrong < 0, "index ", wrong, " lies outside of the images");
 }
 
 inline void check_windows(const Tensor& windows, int64_t count, int64_t height, int64_t width) {
-  check_rows("window", windows, 5, [&](const int64_t* row) {
-    return 0 <= row[0] && row[0] < count && 0 <= row[1] && row[1] <= row[2] && row[2] <= height && 0 <= row[3] &&
-           row[3] <= row[4] && row[4] <= width;
-  });
+  const int64_t wrong = first_bad_window(numbers(windows), windows.size(0), count, height, width);
+  STD_TORCH_CHECK(wrong < 0, "window ", wrong, " lies outside of the images");
 }
 
 inline Tensor in_order(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }

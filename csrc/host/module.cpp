@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
+#include "../places.h"
+
 namespace {
 
 #define CNNVIZ_TEXT_(x) #x
@@ -29,24 +31,15 @@ pybind11::dict facts() {
   return made;
 }
 
-// The place of the first of `count` numbers that is not in [start, stop), or -1.
+// Python hands over where an index tensor lies.
+const int64_t* at(uintptr_t address) { return reinterpret_cast<const int64_t*>(address); }
+
 int64_t first_outside(uintptr_t address, int64_t count, int64_t start, int64_t stop) {
-  const auto* values = reinterpret_cast<const int64_t*>(address);
-  for (int64_t i = 0; i < count; ++i)
-    if (values[i] < start || values[i] >= stop) return i;
-  return -1;
+  return cnnviz::first_outside(at(address), count, start, stop);
 }
 
-// The place of the first of `count` windows (image, top, bottom, left, right) that leaves its image or is turned, or -1.
 int64_t first_bad_window(uintptr_t address, int64_t count, int64_t images, int64_t height, int64_t width) {
-  const auto* window = reinterpret_cast<const int64_t*>(address);
-  for (int64_t i = 0; i < count; ++i, window += 5) {
-    const bool on_image = window[0] >= 0 && window[0] < images;
-    const bool rows = window[1] >= 0 && window[1] <= window[2] && window[2] <= height;
-    const bool columns = window[3] >= 0 && window[3] <= window[4] && window[4] <= width;
-    if (!(on_image && rows && columns)) return i;
-  }
-  return -1;
+  return cnnviz::first_bad_window(at(address), count, images, height, width);
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ def test_page_is_whole_and_fits(demo: Any, browser: Any, width: int, scheme: str
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
     assert page.locator("article").count() == len(demo[1]["sections"][0]["techniques"])
     for name in demo[1]["sections"][0]["techniques"]:
-        assert page.locator(f"#{name} img").first.bounding_box()["width"] > 100
+        assert page.locator(f'[id="{name}"] img').first.bounding_box()["width"] > 100
     assert _contrast(page) >= 4.5
     ratio = page.evaluate("(i => i.clientWidth / i.clientHeight)(document.querySelector('.hero img'))")
     assert ratio == pytest.approx(1, abs=0.02), "the photograph is not stretched"

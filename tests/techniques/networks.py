@@ -12,6 +12,13 @@ from torch import Tensor, nn
 NAMES = ("resnet18", "vgg16", "squeezenet1_1", "mobilenet_v2", "densenet121")
 CLASSES = 10
 SIZE = 64
+TARGET = [3, 7]
+"""The class that is explained of each of two images."""
+
+
+def score(output: Tensor) -> Tensor:
+    """Return each image's score of its class: (2, classes) -> (2,)."""
+    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
 
 
 @functools.cache

@@ -24,10 +24,9 @@ from tests.reference.grad_cam import grad_cam, maps_and_slopes
 from tests.reference.relu_rules import ruled_gradient
 from tests.reference.saliency import gradient
 from tests.techniques.measure import distance
-from tests.techniques.networks import images, network
+from tests.techniques.networks import TARGET, images, network, score
 
 PAGE = Path(__file__).parents[2] / "docs" / "agreement.md"
-TARGET = [3, 7]
 ARCHITECTURES = {  # the layer of the CAM family, and the linear layer of a pooled head
     "alexnet": ("features.11", None),
     "vgg16": ("features.29", None),
@@ -56,10 +55,6 @@ CAPTUM_MISSES: dict[str, str] = {
 
 EXACT = 1e-9
 Oracle = Callable[[nn.Module, Tensor, str], Tensor]
-
-
-def score(output: Tensor) -> Tensor:
-    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
 
 
 def picture(name: str) -> Tensor:

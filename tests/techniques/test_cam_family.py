@@ -17,9 +17,8 @@ import cnnviz
 from tests.reference.cam import cam, grad_cam_plus_plus, layer_cam, score_cam, windowed_scores
 from tests.reference.grad_cam import maps_and_slopes
 from tests.techniques.measure import assert_same_map, distance
-from tests.techniques.networks import images, network
+from tests.techniques.networks import TARGET, images, network, score
 
-TARGET = [3, 7]
 POOLED = {  # networks whose head is a global average and one linear layer: its weights, and the maps before it
     "resnet18": ("fc", "layer4"),
     "mobilenet_v2": ("classifier.1", "features"),
@@ -29,10 +28,6 @@ POOLED = {  # networks whose head is a global average and one linear layer: its 
 }
 WEIGHTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grad-cam++": grad_cam_plus_plus, "layer-cam": layer_cam}
 LAYERS = [("resnet18", "layer3"), ("resnet18", "layer4"), ("squeezenet1_1", "features.12"), ("densenet121", "features")]
-
-
-def score(output: Tensor) -> Tensor:
-    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
 
 
 def unit(heat: Tensor) -> Tensor:

@@ -8,14 +8,9 @@ from torch import Tensor, nn
 import cnnviz
 from tests.reference.saliency import gradient
 from tests.techniques.measure import assert_same_map, distance
-from tests.techniques.networks import images, network
+from tests.techniques.networks import TARGET, images, network, score
 
-TARGET = [3, 7]
 BASELINE = (0.25, -0.5, 1.0)
-
-
-def score(output: Tensor) -> Tensor:
-    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
 
 
 def captum_gradients(net: nn.Module, x: Tensor, method: str) -> Tensor:

@@ -20,9 +20,8 @@ from tests.reference.occlusion import occlusion, windows
 from tests.reference.relu_rules import ruled_gradient
 from tests.reference.saliency import gradient, reduced
 from tests.techniques.measure import assert_same_map, assert_same_single_map, distance
-from tests.techniques.networks import NAMES, SIZE, images, network
+from tests.techniques.networks import NAMES, SIZE, TARGET, images, network, score
 
-TARGET = [3, 7]
 Map = Callable[[nn.Module, Tensor], Tensor]
 
 CAPTUM_IS_RIGHT = ("resnet18", "vgg16", "squeezenet1_1")  # every rectifier is an nn.ReLU
@@ -40,10 +39,6 @@ LAYERS = [
     ("densenet121", "features.norm5"),  # overwritten by F.relu(inplace=True)
     ("densenet121", "features.denseblock3"),
 ]
-
-
-def score(output: Tensor) -> Tensor:
-    return torch.stack([row[target] for row, target in zip(output, TARGET, strict=True)])
 
 
 def explained(technique: str, **arguments: Any) -> Map:

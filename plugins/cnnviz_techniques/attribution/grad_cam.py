@@ -25,7 +25,12 @@ def grad_cam(request: Request, options: GradCamOptions) -> Tensor:
     target. Selvaraju 2017, equations 1 and 2.
     """
     maps, slope = request.layer_gradient()
-    heat = (slope.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)
+    return weighted_sum(maps, slope.mean((2, 3), keepdim=True), options)
+
+
+def weighted_sum(maps: Tensor, weight: Tensor, options: GradCamOptions) -> Tensor:
+    """Add weighted maps up, and keep what is positive if asked: (N, C, h, w) -> (N, 1, h, w)."""
+    heat = (weight * maps).sum(1, keepdim=True)
     return heat.relu() if options.relu else heat
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cnnviz import Request, Technique, hookimpl
 
-from .grad_cam import GradCamOptions
+from .grad_cam import GradCamOptions, weighted_sum
 
 
 def grad_cam_plus_plus(request: Request, options: GradCamOptions) -> Tensor:
@@ -21,8 +21,7 @@ def grad_cam_plus_plus(request: Request, options: GradCamOptions) -> Tensor:
     below = 2 * square + maps.sum((2, 3), keepdim=True) * slope * square
     share = torch.where(below == 0, 0, square / torch.where(below == 0, 1, below))
     weight = (share * slope.relu()).sum((2, 3), keepdim=True)
-    heat = (weight * maps).sum(1, keepdim=True)
-    return heat.relu() if options.relu else heat
+    return weighted_sum(maps, weight, options)
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cnnviz import Request, Technique, hookimpl
 
-from .grad_cam import GradCamOptions
+from .grad_cam import GradCamOptions, weighted_sum
 
 
 def layer_cam(request: Request, options: GradCamOptions) -> Tensor:
@@ -16,8 +16,7 @@ def layer_cam(request: Request, options: GradCamOptions) -> Tensor:
     several layers are fused by their mean.
     """
     maps, slope = request.layer_gradient()
-    heat = (slope.relu() * maps).sum(1, keepdim=True)
-    return heat.relu() if options.relu else heat
+    return weighted_sum(maps, slope.relu(), options)
 
 
 @hookimpl

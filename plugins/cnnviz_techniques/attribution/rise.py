@@ -51,8 +51,10 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
         scores = request.sweep(shown, len(owner), owner, probability=True, shared=options.tolerance is None).reshape(
             len(drawn), len(waiting)
         )
+        flat = drawn.flatten(1).float()
+        square = flat.square()
         for place, sample in enumerate(waiting):
-            sums[sample].add(drawn[:, 0], scores[:, place])
+            sums[sample].add(flat, square, scores[:, place])
         request.progress(used, options.masks)
         if options.tolerance is not None:
             waiting = [sample for sample in waiting if not sums[sample].settled(options)]
@@ -105,14 +107,14 @@ class _Sums:
         self.second = x.new_zeros(3, x.shape[2] * x.shape[3], dtype=torch.float64)
         self.size = tuple(x.shape[2:])
 
-    def add(self, masks: Tensor, scores: Tensor) -> None:
-        """Take in masks (B, H, W) and their scores (B,)."""
+    def add(self, masks: Tensor, squares: Tensor, scores: Tensor) -> None:
+        """Take in masks and their squares, (B, H * W) each, and their scores (B,)."""
         self.count += len(scores)
         self.scores += float(scores.double().sum())
-        masks, scores = masks.flatten(1).float(), scores.float()
+        scores = scores.float()
         ones = torch.ones_like(scores)
         self.first += torch.stack([scores, ones]) @ masks
-        self.second += torch.stack([scores.square(), scores, ones]) @ masks.square()
+        self.second += torch.stack([scores.square(), scores, ones]) @ squares
 
     def estimate(self, options: RiseOptions) -> tuple[Tensor, Tensor]:
         """Return the map and its standard error, (H, W) each."""

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from cnnviz import LayerError, Request, Technique, capture, hookimpl
 
-from .grad_cam import GradCamOptions
+from .grad_cam import GradCamOptions, weighted_sum
 
 
 def score_cam(request: Request, options: GradCamOptions) -> Tensor:
@@ -33,8 +33,7 @@ def score_cam(request: Request, options: GradCamOptions) -> Tensor:
 
     scores = request.sweep(shown, count * channels, owner, shared=True)
     weight = scores.reshape(count, channels).softmax(1)[:, :, None, None]
-    heat = (weight * maps).sum(1, keepdim=True)
-    return heat.relu() if options.relu else heat
+    return weighted_sum(maps, weight, options)
 
 
 def _maps(request: Request) -> Any:
