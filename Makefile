@@ -13,7 +13,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make bench   measure every operator beside the obvious PyTorch"
 	@echo "make check   linters, types, import contracts, generated documentation, tests"
-	@echo "make docs    write docs/techniques.md and the README's pictures anew"
+	@echo "make docs    write docs/techniques.md, docs/metrics.md and the README's pictures anew"
 	@echo "make clean   remove what was built"
 
 setup: $(READY)
@@ -31,7 +31,9 @@ $(READY): $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --constraint constraints.txt pip setuptools wheel
 	$(PIP) install --constraint constraints.txt torch torchvision ninja pybind11
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[figure,timm,test,lint]'
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[timm,test,lint]'
+	@# Quantus asks for opencv-python, whose files are those of opencv-python-headless, which is there already.
+	$(PIP) install --constraint constraints.txt --no-deps quantus
 	@echo "$(WANTED)" >$(BUILT_AS)
 	@touch $@
 

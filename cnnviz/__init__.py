@@ -13,8 +13,9 @@ from .errors import (
 from .explainer import Explainer, explain
 from .explanation import Explanation, Gallery, Heatmap, Neighbours, Projection, Provenance, load
 from .hookspecs import hookimpl
+from .metric import Case, Measurement, Metric
 from .models import Layer, Model, Preprocess, ReceptiveField, capture, layers, load_model, relu_rule
-from .options import Field, ImageOption, Options, Pair
+from .options import Baseline, Field, ImageOption, Options, Pair
 from .registry import techniques
 from .request import Request
 from .targets import channel, neuron, top
@@ -22,6 +23,8 @@ from .technique import Technique
 from .version import __version__
 
 __all__ = [
+    "Baseline",
+    "Case",
     "CnnvizError",
     "Explainer",
     "Explanation",
@@ -32,6 +35,8 @@ __all__ = [
     "InputError",
     "Layer",
     "LayerError",
+    "Measurement",
+    "Metric",
     "Model",
     "ModelError",
     "Neighbours",

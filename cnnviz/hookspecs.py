@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 import pluggy
 
+from .metric import Metric
 from .technique import Technique
 
 PROJECT: Final = "cnnviz"
@@ -15,6 +16,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 Register: TypeAlias = Callable[[Technique], None]
+RegisterMetric: TypeAlias = Callable[[Metric], None]
 
 
 @hookspec
@@ -23,4 +25,12 @@ def cnnviz_techniques(register: Register) -> None:
 
     Called when one of the plugin's techniques is first used, for each of them again. Each technique has an entry point
     of its own name in the group ``cnnviz`` that names the module (or object) with this hook.
+    """
+
+
+@hookspec
+def cnnviz_metrics(register: RegisterMetric) -> None:
+    """Offer metrics of explanations: call ``register(cnnviz.Metric(…))`` for each.
+
+    As `cnnviz_techniques`, with entry points in the group ``cnnviz.metrics``.
     """

@@ -144,6 +144,22 @@ class ImageOption:
             raise PydanticCustomError("image", "expected an image file in base64") from error
 
 
+def _number_or_numbers(value: Any) -> Any:
+    """Read the command line's "0.5" and "0.1,0.2,0.3"; everything else is left to the field's own types."""
+    if isinstance(value, str):
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            return value
+        return numbers[0] if len(numbers) == 1 else numbers
+    return value
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+Baseline = Annotated[_Number | tuple[_Number, ...] | ImageOption, BeforeValidator(_number_or_numbers)]
+"""What stands for "nothing to see": a number, a number for each channel, or an image; see `Request.baseline`."""
+
+
 def check_declaration(technique: str, options: type[Options]) -> None:
     """Refuse options that could not be served everywhere.
 

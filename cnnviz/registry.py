@@ -1,4 +1,4 @@
-"""Discovery of techniques by entry point: listed without importing, loaded on demand, faults kept apart."""
+"""Discovery of plugins by entry point: listed without importing, loaded on demand, faults kept apart."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import pluggy
 
 from . import hookspecs
 from .errors import CnnvizError, PluginError, nearest
 from .hookspecs import PROJECT
+from .metric import Metric
 from .technique import Technique
 
 OWN: Final = "cnnviz"
-"""The distribution whose techniques CNNVIZ_DISABLE_PLUGINS and the allow list leave alone."""
+"""The distribution whose plugins CNNVIZ_DISABLE_PLUGINS and the allow list leave alone."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A technique as its entry point announces it; nothing was imported.
+    """A technique or metric as its entry point announces it; nothing was imported.
 
     Attributes:
-        name: the technique's name.
+        name: its name.
         distribution: the installed distribution that offers it.
         version: that distribution's version.
         place: the module or object that registers it.
@@ -44,10 +45,10 @@ class Offer:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which plugins may be used. Items are names of techniques or of distributions.
+    """Which plugins may be used. Items are names of techniques, metrics or distributions.
 
     Attributes:
-        disable: leave only cnnviz's own techniques.
+        disable: leave only cnnviz's own.
         allow: of other distributions, leave only these; None allows all.
         block: leave these out, whoever brings them.
     """
@@ -71,7 +72,7 @@ class Selection:
         )
 
     def admits(self, offer: Offer) -> bool:
-        """Whether the technique may be used."""
+        """Whether what is offered may be used."""
         names = _names([offer.name, offer.distribution])
         if names & self.block:
             return False
@@ -85,20 +86,32 @@ def _names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(re.sub(r"[-_.]+", "-", name.strip()).lower() for name in names if name.strip())
 
 
-class Registry(Mapping[str, Technique]):
-    """Techniques by name. Iterating lists names without importing any plugin; getting one loads its plugin."""
+Item = TypeVar("Item", Technique, Metric)
+
+
+class Registry(Mapping[str, Item]):
+    """Items by name. Iterating lists names without importing any plugin; getting one loads its plugin."""
+
+    group: ClassVar[str]
+    """The entry points' group."""
+    hook: ClassVar[str]
+    """The hook that registers items."""
+    word: ClassVar[str]
+    """What an item is called."""
+    item: ClassVar[type]
+    """What an item is."""
 
     def __init__(self, selection: Selection | None = None) -> None:
         self._selection = selection or Selection.from_environment()
         self._lock = threading.RLock()
         self._plugins = pluggy.PluginManager(PROJECT)
         self._plugins.add_hookspecs(hookspecs)
-        self._loaded: dict[str, Technique] = {}
+        self._loaded: dict[str, Item] = {}
         self._faults: dict[str, str] = {}
         self._offers: dict[str, list[tuple[Offer, EntryPoint]]] = defaultdict(list)
         self.left_out: list[Offer] = []
         """What the selection does not admit."""
-        for point in sorted(entry_points(group=PROJECT), key=lambda point: point.name):
+        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
             offer = _offer(point)
             if self._selection.admits(offer):
                 self._offers[point.name].append((offer, point))
@@ -109,7 +122,7 @@ class Registry(Mapping[str, Technique]):
         return iter(self._offers)
 
     def __repr__(self) -> str:
-        return f"<techniques: {', '.join(self)}>"
+        return f"<{self.word}s: {', '.join(self)}>"
 
     def __len__(self) -> int:
         return len(self._offers)
@@ -117,8 +130,8 @@ class Registry(Mapping[str, Technique]):
     def __contains__(self, name: object) -> bool:
         return name in self._offers
 
-    def __getitem__(self, name: str) -> Technique:
-        """Return a technique, importing its plugin the first time.
+    def __getitem__(self, name: str) -> Item:
+        """Return an item, importing its plugin the first time.
 
         Raises:
             PluginError: unknown, offered twice, or faulty; says by whom and what to do. A KeyError too.
@@ -135,13 +148,13 @@ class Registry(Mapping[str, Technique]):
 
     @property
     def faults(self) -> dict[str, str]:
-        """What was found wrong so far, by technique."""
+        """What was found wrong so far, by name."""
         doubled = {name: self._doubled(name) for name, pairs in self._offers.items() if len(pairs) > 1}
         return {**doubled, **self._faults}
 
-    def usable(self) -> dict[str, Technique]:
-        """Load every plugin and return the techniques that work; `faults` then tells about the others."""
-        found: dict[str, Technique] = {}
+    def usable(self) -> dict[str, Item]:
+        """Load every plugin and return the items that work; `faults` then tells about the others."""
+        found: dict[str, Item] = {}
         for name in self:
             try:
                 found[name] = self[name]
@@ -150,7 +163,7 @@ class Registry(Mapping[str, Technique]):
         return found
 
     def offer(self, name: str) -> Offer:
-        """Return who offers a technique.
+        """Return who offers an item.
 
         Raises:
             PluginError: nobody, or more than one.
@@ -160,25 +173,27 @@ class Registry(Mapping[str, Technique]):
     def _only(self, name: str) -> tuple[Offer, EntryPoint]:
         pairs = self._offers.get(name, [])
         if len(pairs) > 1:
-            raise UnknownTechniqueError(self._doubled(name))
+            raise UnknownNameError(self._doubled(name))
         if pairs:
             return pairs[0]
         out = [offer for offer in self.left_out if offer.name == name]
         if out:
-            raise UnknownTechniqueError(
-                f"technique '{name}' of {out[0]} is switched off by CNNVIZ_DISABLE_PLUGINS, CNNVIZ_ALLOW_PLUGINS, "
+            raise UnknownNameError(
+                f"{self.word} '{name}' of {out[0]} is switched off by CNNVIZ_DISABLE_PLUGINS, CNNVIZ_ALLOW_PLUGINS, "
                 "CNNVIZ_BLOCK_PLUGINS or their flags"
             )
-        raise UnknownTechniqueError(f"no technique '{name}'{nearest(name, self)} (cnnviz list shows all)")
+        raise UnknownNameError(f"no {self.word} '{name}'{nearest(name, self)} (cnnviz list shows all)")
 
     def _doubled(self, name: str) -> str:
         by = " and by ".join(str(offer) for offer, _ in self._offers[name])
-        return f"technique '{name}' is offered by {by}; uninstall one, or name its distribution in CNNVIZ_BLOCK_PLUGINS"
+        return (
+            f"{self.word} '{name}' is offered by {by}; uninstall one, or name its distribution in CNNVIZ_BLOCK_PLUGINS"
+        )
 
-    def _load(self, name: str) -> Technique:
+    def _load(self, name: str) -> Item:
         offer, point = self._only(name)
         if name in self._faults:
-            raise UnknownTechniqueError(self._faults[name])
+            raise UnknownNameError(self._faults[name])
         try:
             return self._registered(point)
         except KeyboardInterrupt:
@@ -186,18 +201,18 @@ class Registry(Mapping[str, Technique]):
         except BaseException as error:  # a plugin may even call sys.exit; it takes no other down
             told = str(error) if isinstance(error, CnnvizError) else repr(error)
             self._faults[name] = f"the plugin for '{name}' from {offer} is faulty: {told}"
-            raise UnknownTechniqueError(self._faults[name]) from error
+            raise UnknownNameError(self._faults[name]) from error
 
-    def _registered(self, point: EntryPoint) -> Technique:
+    def _registered(self, point: EntryPoint) -> Item:
         plugin = point.load()
-        found: dict[str, Technique] = {}
+        found: dict[str, Item] = {}
 
-        def register(technique: Technique) -> None:
-            if not isinstance(technique, Technique):
-                raise PluginError(f"register() got {technique!r}, expected a cnnviz.Technique")
-            if technique.name in found:
-                raise PluginError(f"'{technique.name}' is registered twice by {point.value}")
-            found[technique.name] = technique
+        def register(item: Item) -> None:
+            if not isinstance(item, self.item):
+                raise PluginError(f"register() got {item!r}, expected a cnnviz.{self.item.__name__}")
+            if item.name in found:
+                raise PluginError(f"'{item.name}' is registered twice by {point.value}")
+            found[item.name] = item
 
         # Under the entry point's name, as several of them may name one module.
         others = [other for other in self._plugins.get_plugins() if other is not plugin]
@@ -206,7 +221,7 @@ class Registry(Mapping[str, Technique]):
             if not known:
                 self._plugins.register(plugin, name=point.name)
                 self._plugins.check_pending()
-            self._plugins.subset_hook_caller("cnnviz_techniques", remove_plugins=others)(register=register)
+            self._plugins.subset_hook_caller(self.hook, remove_plugins=others)(register=register)
         except BaseException:
             if not known and self._plugins.is_registered(plugin):
                 self._plugins.unregister(plugin)
@@ -226,8 +241,8 @@ class Registry(Mapping[str, Technique]):
         return any(offer.name == name for offer in self.left_out)
 
 
-class UnknownTechniqueError(PluginError, KeyError):
-    """No usable technique of that name."""
+class UnknownNameError(PluginError, KeyError):
+    """No usable technique or metric of that name."""
 
     def __str__(self) -> str:  # a KeyError shows the repr
         return str(self.args[0])
@@ -238,27 +253,64 @@ def _offer(point: EntryPoint) -> Offer:
     return Offer(point.name, dist.name if dist else "?", dist.version if dist else "?", point.value)
 
 
-_registry: Registry | None = None
-_registry_lock = threading.Lock()
+class Techniques(Registry[Technique]):
+    """Techniques by name."""
+
+    group = PROJECT
+    hook = "cnnviz_techniques"
+    word = "technique"
+    item = Technique
 
 
-def techniques() -> Registry:
+class Metrics(Registry[Metric]):
+    """Metrics by name."""
+
+    group = f"{PROJECT}.metrics"
+    hook = "cnnviz_metrics"
+    word = "metric"
+    item = Metric
+
+
+_chosen: Selection | None = None
+_known: dict[type, Any] = {}
+_lock = threading.Lock()
+
+
+def techniques() -> Techniques:
     """Return every technique by name; names and origins without importing, a technique itself on access.
 
     Example:
         >>> "grad-cam" in techniques()
         True
     """
-    global _registry  # noqa: PLW0603  # one registry for the process, behind a lock
-    with _registry_lock:
-        if _registry is None:
-            _registry = Registry()
-        return _registry
+    return _the(Techniques)
 
 
-def select(selection: Selection) -> Registry:
-    """Make `techniques` use this selection of plugins from now on."""
-    global _registry  # noqa: PLW0603  # one registry for the process, behind a lock
-    with _registry_lock:
-        _registry = Registry(selection)
-        return _registry
+def metrics() -> Metrics:
+    """Return every metric of explanations by name; names and origins without importing, a metric itself on access.
+
+    Example:
+        >>> "insertion" in metrics()
+        True
+    """
+    return _the(Metrics)
+
+
+Kind = TypeVar("Kind", Techniques, Metrics)
+
+
+def _the(kind: type[Kind]) -> Kind:
+    """Return the process's one registry of this kind."""
+    with _lock:
+        if kind not in _known:
+            _known[kind] = kind(_chosen)
+        made: Kind = _known[kind]
+        return made
+
+
+def select(selection: Selection) -> None:
+    """Make `techniques` and `metrics` use this selection of plugins from now on."""
+    global _chosen  # noqa: PLW0603  # one selection for the process, behind a lock
+    with _lock:
+        _chosen = selection
+        _known.clear()

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, LayerError, ModelError, TargetError
+from .errors import InputError, LayerError, ModelError, OptionError, TargetError
 from .memory import Batches, batch_size
 from .models import Model, Survey, capture, relu_rule
 from .models.relu_rules import Rule
@@ -287,6 +287,30 @@ class Request:
         if made.shape[1] != self.inputs.shape[1]:
             raise InputError(f"the image option has {made.shape[1]} channels, the inputs {self.inputs.shape[1]}")
         return made
+
+    def baseline(self, option: float | tuple[float, ...] | ImageOption) -> Tensor:
+        """Return a `Baseline` option in the units of the model's input, (C, H, W) or (C, 1, 1).
+
+        Raises:
+            InputError: an image of another size.
+            OptionError: neither one number nor one for each channel.
+        """
+        shape = self.inputs.shape[1:]
+        if isinstance(option, ImageOption):
+            image = self.image(option)[0]
+            if image.shape != shape:
+                raise InputError(f"the baseline image is {tuple(image.shape)}, the inputs {tuple(shape)}; resize it")
+            return image
+        values = (option,) * shape[0] if isinstance(option, float) else option
+        if len(values) != shape[0]:
+            told = f"one, or one for each of the {shape[0]} channels"
+            raise OptionError(f"option 'baseline': got {len(values)} numbers, expected {told}")
+        return self.inputs.new_tensor(values)[:, None, None]
+
+    def calls(self) -> tuple[str, ...]:
+        """Return the full names of the modules that a forward pass calls, in the order in which they finish."""
+        assert self._survey is not None
+        return tuple(layer.name for layer in self._survey().layers)
 
     def classes(self) -> Tensor | None:
         """Return the class explained for each sample, (N,), running the model if need be; None where it is no class."""

@@ -1,4 +1,4 @@
-"""Write what documentation can be made from the code: docs/techniques.md, and the README's pictures."""
+"""Write what documentation can be made from the code: docs/techniques.md, docs/metrics.md, the README's pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import cnnviz
+import cnnviz.metrics
 from cnnviz import render
 from cnnviz.data import demo_picture
 from cnnviz.options import expectation
@@ -29,9 +29,7 @@ def techniques_page() -> str:
         if offer.distribution != "cnnviz":
             continue
         technique = known[offer.name]
-        summary, _, details = inspect.getdoc(technique.function).partition("\n\n")
-        lines += ["", f"## {technique.name}", "", f"*{technique.family}.* {' '.join(summary.split())}", ""]
-        lines += [" ".join(paragraph.split()) for paragraph in details.split("\n\n") if paragraph]
+        lines += ["", f"## {technique.name}", "", *_paragraphs(f"*{technique.family}.* ", technique.function)]
         takes = {"none": "", "one": "Takes one layer. ", "many": "Takes one layer or several, fused by their mean. "}
         default = {
             "last-spatial": "the last spatial output before the head",
@@ -39,12 +37,57 @@ def techniques_page() -> str:
         }
         if technique.layers != "none":
             lines += ["", f"{takes[technique.layers]}Default: {default[technique.default_layer]}."]
-        if technique.options.model_fields:
-            lines += ["", "| option | accepts | default | what it does |", "|---|---|---|---|"]
-        for name, info in technique.options.model_fields.items():
-            accepts = expectation(technique.options, name).replace("|", "\\|")
-            lines.append(f"| `{name}` | {accepts} | `{info.get_default()}` | {info.description} |")
+        lines += _options(technique.options)
     return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """Return the reference of every metric that comes with cnnviz, as Markdown."""
+    lines = [
+        "# Metrics",
+        "",
+        "Written by `make docs` from the code. A metric is applied by `cnnviz.metrics.measure`, compares techniques in",
+        "`cnnviz.metrics.evaluate` and `cnnviz evaluate`, and comes from a plugin as techniques do. Each sees one",
+        "property alone: none of them says whether a person understands a map, and they disagree with each other.",
+    ]
+    known = cnnviz.metrics.available()
+    for offer in known.offers:
+        if offer.distribution != "cnnviz":
+            continue
+        metric = known[offer.name]
+        lines += [
+            "",
+            f"## {metric.name}",
+            "",
+            *_paragraphs(f"*{metric.better.capitalize()} is better.* ", metric.function),
+        ]
+        if metric.boxes:
+            lines += ["", "Needs boxes around what is explained."]
+        if metric.explains:
+            lines += [
+                "",
+                "Explains again many times, and so needs a technique; `evaluate` runs it only where it is named.",
+            ]
+        lines += _options(metric.options)
+    return "\n".join(lines) + "\n"
+
+
+def _paragraphs(lead: str, function: object) -> list[str]:
+    """Return a docstring's summary after `lead`, and its other paragraphs."""
+    summary, _, details = inspect.getdoc(function).partition("\n\n")
+    shown = [f"{lead}{' '.join(summary.split())}", ""]
+    return shown + [" ".join(paragraph.split()) for paragraph in details.split("\n\n") if paragraph]
+
+
+def _options(options: type[cnnviz.Options]) -> list[str]:
+    """Return a table of options."""
+    if not options.model_fields:
+        return []
+    lines = ["", "| option | accepts | default | what it does |", "|---|---|---|---|"]
+    for name, info in options.model_fields.items():
+        accepts = expectation(options, name).replace("|", "\\|")
+        lines.append(f"| `{name}` | {accepts} | `{info.get_default()}` | {info.description} |")
+    return lines
 
 
 def overview() -> Image.Image:
@@ -69,6 +112,7 @@ def overview() -> Image.Image:
 
 if __name__ == "__main__":
     (HERE / "techniques.md").write_text(techniques_page(), encoding="utf-8")
+    (HERE / "metrics.md").write_text(metrics_page(), encoding="utf-8")
     if "--text" not in sys.argv:
         (HERE / "pictures").mkdir(exist_ok=True)
         overview().save(HERE / "pictures" / "overview.jpg", quality=88)

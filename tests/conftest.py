@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+Run = Callable[..., tuple[int, str, str]]
 
 _DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -33,6 +37,23 @@ def data() -> Path:
     if os.environ.get("CNNVIZ_REQUIRE_DATA") == "1":
         pytest.fail(f"{told} (CNNVIZ_REQUIRE_DATA=1 makes this a failure)")
     pytest.skip(told)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in an empty folder; returns exit code, output and errors."""
+    from cnnviz.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cnnviz", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr()
+        return int(stop.value.code or 0), told.out, told.err
+
+    return call
 
 
 @pytest.fixture(autouse=True)

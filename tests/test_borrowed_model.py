@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 import cnnviz
-from cnnviz.testing import _equal, _snapshot
+from cnnviz.testing.suite import _equal, _snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model is in training mode")
 TECHNIQUES = list(cnnviz.techniques())

@@ -1,4 +1,4 @@
-"""Every installed technique, whoever wrote it, keeps the contract."""
+"""Every installed technique and metric, whoever wrote it, keeps the contract."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import cnnviz
-from cnnviz.testing import ConformanceError, SmallNet, check_technique
+from cnnviz.metrics import available
+from cnnviz.testing import ConformanceError, SmallNet, check_metric, check_technique
 
 FASTER: dict[str, dict[str, Any]] = {"occlusion": {"window": 8, "stride": 6}}
 
@@ -16,6 +17,49 @@ FASTER: dict[str, dict[str, Any]] = {"occlusion": {"window": 8, "stride": 6}}
 @pytest.mark.parametrize("name", list(cnnviz.techniques()))
 def test_technique_conforms(name: str) -> None:
     assert "threads" in check_technique(name, **FASTER.get(name, {}))
+
+
+QUICKER: dict[str, dict[str, Any]] = {
+    "infidelity": {"window": 8, "samples": 20},
+    "max-sensitivity": {"samples": 3},
+    "parameter-randomisation": {"stages": 2},
+}
+
+
+@pytest.mark.parametrize("name", list(available()))
+def test_metric_conforms(name: str) -> None:
+    assert "threads" in check_metric(name, **QUICKER.get(name, {}))
+
+
+def draws_for_each(case: cnnviz.Case, options: cnnviz.Options) -> torch.Tensor:
+    """Draw another number for each sample of a batch."""
+    return torch.rand(len(case.values), generator=case.request.generator)
+
+
+def mean_of_all(case: cnnviz.Case, options: cnnviz.Options) -> torch.Tensor:
+    """Let one sample's number depend on the others."""
+    return case.values.mean().expand(len(case.values))
+
+
+def shrinks_weights(case: cnnviz.Case, options: cnnviz.Options) -> torch.Tensor:
+    """Change the caller's weights."""
+    with torch.no_grad():
+        for parameter in case.request.model.parameters():
+            parameter.mul_(0.5)
+    return case.request.base_scores()
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (draws_for_each, "draw random numbers per call"),
+        (mean_of_all, "of its samples alone"),
+        (shrinks_weights, "it changed the model"),
+    ],
+)
+def test_a_faulty_metric_is_found_out(function: Any, told: str) -> None:
+    with pytest.raises(ConformanceError, match=told):
+        check_metric(cnnviz.Metric("faulty", function))
 
 
 class _Options(cnnviz.Options):

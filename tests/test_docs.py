@@ -15,6 +15,7 @@ import torch
 import cnnviz
 import cnnviz.testing
 from cnnviz import hookspecs
+from cnnviz.metrics import available
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,14 +40,21 @@ def test_some_docstrings_have_examples() -> None:
     assert len(found) >= 8
 
 
-def test_reference_of_techniques_is_up_to_date() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["techniques_page"]()
-    assert (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8") == page, "run make docs"
+def test_references_are_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    for name in ("techniques", "metrics"):
+        page = made[f"{name}_page"]()
+        assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == page, "run make docs"
 
 
 @pytest.mark.parametrize("offer", [o for o in cnnviz.techniques().offers if o.distribution == "cnnviz"], ids=str)
 def test_readme_names_every_technique(offer: object) -> None:
     assert f"| `{offer.name}` |" in README  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", list(available()))
+def test_readme_names_every_metric(name: str) -> None:
+    assert f"`{name}`" in README
 
 
 def test_every_hook_is_documented() -> None:

@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from ..errors import CnnvizError
 from ..registry import Selection, select
-from . import demo, explain, info, layers, list_, report
+from . import demo, evaluate, explain, info, layers, list_, report
 
 app = typer.Typer(
     name="cnnviz",
@@ -23,6 +23,7 @@ app.command("list")(list_.list_)
 app.command("info")(info.info)
 app.command("layers")(layers.layers)
 app.command("report")(report.report)
+app.command("evaluate")(evaluate.evaluate_)
 app.command("demo")(demo.demo)
 app.add_typer(explain.app, name="explain")
 

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..errors import ModelError, TargetError
+from ..errors import ModelError, OptionError, TargetError
 from ..models import Model, load_model
+from ..options import Options
+from ..registry import Registry
 from ..request import Progress as Step
 from ..targets import Channel, Neuron, Top, channel, neuron, top
 
@@ -79,6 +81,31 @@ def parse_target(text: str | None) -> int | str | Channel | Neuron | Top | None:
         raise TargetError(f"--target: got '{text}', expected {wanted}") from error
 
 
+def option_value(options: type[Options], name: str, value: Any) -> Any:
+    """Return a flag's text as pydantic should see it: "none" where that is allowed, and lists split at commas."""
+    schema = options.model_json_schema()["properties"][name]
+    parts = schema.get("anyOf", [schema])
+    if isinstance(value, str) and value.lower() == "none" and any(part.get("type") == "null" for part in parts):
+        return None
+    if isinstance(value, str) and schema.get("type") == "array":
+        return tuple(part.strip() for part in value.split(","))
+    return value
+
+
+def read_spec(text: str, known: Registry[Any]) -> tuple[str, dict[str, Any]]:
+    """Read ``NAME:option=value:…``: the name of a technique or metric, and its options."""
+    name, *pairs = text.split(":")
+    options: type[Options] = known[name].options
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        option = option.replace("-", "_")
+        if not equals:
+            raise OptionError(f"'{text}': got '{pair}' after the name, expected option=value")
+        given[option] = option_value(options, option, value) if option in options.model_fields else value
+    return name, given
+
+
 def show_json(value: Any) -> None:
     """Print one JSON document."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
@@ -116,6 +143,10 @@ class Bar:
 
     def _step(self, done: int, total: int) -> None:
         self._bars.update(self._task, completed=done, total=total)
+
+    def rename(self, text: str) -> None:
+        """Say what is being done, in work that goes on."""
+        self._bars.update(self._task, description=text)
 
     def label(self, text: str) -> None:
         """Begin another piece of work."""

@@ -27,6 +27,7 @@ from .common import (
     TargetOption,
     WeightsOption,
     load,
+    option_value,
     parse_target,
     progress,
     show_json,
@@ -128,7 +129,7 @@ def _command(technique: Technique) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         options = {
-            name: _value(technique.options, name, value)
+            name: option_value(technique.options, name, value)
             for name in flags
             if (value := given.pop(_OPTION + name)) is not None
         }
@@ -215,14 +216,3 @@ def _metavar(options: type[Options], name: str) -> str:
     if any("enum" in part or "const" in part for part in kinds):
         return "|".join(str(item) for part in kinds for item in part.get("enum", [part.get("const")]))
     return {"integer": "N", "number": "X", "array": "X,X,…"}.get(kinds[0].get("type", ""), "TEXT")
-
-
-def _value(options: type[Options], name: str, value: Any) -> Any:
-    """Return a flag's text as pydantic should see it: "none" where that is allowed, and lists split at commas."""
-    schema = options.model_json_schema()["properties"][name]
-    parts = schema.get("anyOf", [schema])
-    if isinstance(value, str) and value.lower() == "none" and any(part.get("type") == "null" for part in parts):
-        return None
-    if isinstance(value, str) and schema.get("type") == "array":
-        return tuple(part.strip() for part in value.split(","))
-    return value

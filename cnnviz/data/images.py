@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,35 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
             return _decode(file, name, empty=path.stat().st_size == 0)
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def find_images(places: Sequence[str | Path]) -> list[Path]:
+    """Return image files: those named, and those in the folders named and below them, in the order of their names.
+
+    A file in a folder is an image where its name ends as one of `FORMATS` does; hidden ones are left out.
+
+    Raises:
+        InputError: a place does not exist, or a folder has no images.
+    """
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    found: dict[Path, None] = {}
+    for place in map(Path, places):
+        if not place.is_dir():
+            if not place.exists():
+                raise InputError(f"'{place}' does not exist; give an image file or a folder of them")
+            found[place] = None
+            continue
+        inside = sorted(
+            path
+            for path in place.rglob("*")
+            if path.suffix.lower() in endings
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(place).parts)
+        )
+        if not inside:
+            raise InputError(f"folder '{place}' has no images; their names end in {', '.join(sorted(endings)[:6])}, …")
+        found |= dict.fromkeys(inside)
+    return list(found)
 
 
 def demo_picture() -> Image.Image:

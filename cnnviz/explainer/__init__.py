@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import platform
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import targets
-from ..errors import InputError, LayerError, ModelError, OptionError, PluginError
+from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
 from ..explanation import Explanation, Provenance
 from ..memory import parse_memory
 from ..models import Lender, Model, differs_in_training, find_module, fingerprint
 from ..options import make_options
 from ..registry import Offer, techniques
-from ..request import Progress
+from ..request import Progress, Request
 from ..technique import Technique
 from ..version import __version__
+from .attempt import attempt
 from .call import Call
 from .inputs import Inputs, prepare
 
-__all__ = ["Explainer", "Inputs", "explain"]
+__all__ = ["Explainer", "Inputs", "attempt", "explain"]
 
 
 def explain(
@@ -130,11 +132,48 @@ class Explainer:
     ) -> Explanation:
         """Explain `inputs`; see `explain` for arguments and errors."""
         started = time.perf_counter()
+        with self._called(inputs, target, seed, progress) as (call, replica, pictures):
+            result = call.run(replica)
+        provenance = self._provenance(call, time.perf_counter() - started)
+        if pictures is not None and call.columns > 1:
+            pictures = pictures.repeat_interleave(call.columns, 0)
+        return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
+
+    @contextmanager
+    def request(
+        self,
+        inputs: Inputs,
+        target: targets.Target = None,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[Request]:
+        """Lend the request that the technique would get for all inputs at once, for measurements beside an explanation.
+
+        See `explain` for arguments and errors; there is one target for each input.
+        """
+        with self._called(inputs, target, seed, progress) as (call, replica, _), call.prepared(replica):
+            if call.columns > 1:
+                raise TargetError(f"target: got {call.columns} for each input, expected one; ask for them one by one")
+            yield call.request(replica, 0, 1 if call.samples is None else len(call.samples))
+
+    def on(self, module: nn.Module) -> Explainer:
+        """Return an explainer with the same technique, options and layers for another network of the same kind."""
+        if self.model is None:
+            raise ModelError(f"technique '{self.technique.name}' was prepared for no model")
+        twin = copy.copy(self)
+        twin.model = replace(self.model, module=module)
+        twin._lender = Lender(module)
+        return twin
+
+    @contextmanager
+    def _called(
+        self, inputs: Inputs, target: targets.Target, seed: int, progress: Progress | None
+    ) -> Iterator[tuple[Call, nn.Module | None, Tensor | None]]:
+        """Check what was given; lend the call, a replica of the model, and the pictures that the samples show."""
         samples, pictures = (None, None) if self._takes_none(inputs) else prepare(inputs, self.model)
         count = 1 if samples is None else len(samples)
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
+        with torch.inference_mode(False), torch.enable_grad():
             if self._lender is not None:
                 self._lender.refresh()
             call = Call(
@@ -149,12 +188,8 @@ class Explainer:
                 memory=self.memory,
                 progress=progress,
             )
-            replica = stack.enter_context(self._lender.borrow()) if self._lender else None
-            result = call.run(replica)
-        provenance = self._provenance(call, time.perf_counter() - started)
-        if pictures is not None and call.columns > 1:
-            pictures = pictures.repeat_interleave(call.columns, 0)
-        return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
+            with self._lender.borrow() if self._lender else nullcontext() as replica:
+                yield call, replica, pictures
 
     def _takes_none(self, inputs: Any) -> bool:
         name, takes_none = self.technique.name, self.technique.inputs == "none"

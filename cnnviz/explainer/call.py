@@ -72,9 +72,7 @@ class Call:
 
     def run(self, replica: nn.Module | None) -> Explanation:
         """Return the technique's result for all samples and layers, without provenance."""
-        if replica is not None and self.samples is not None:
-            know_calls(replica, self.survey.counts if self.survey.fixed else {})
-        with self._own_randomness():
+        with self.prepared(replica):
             if self.technique.inputs != "each" or self.samples is None:
                 return self._part(replica, 0, 1 if self.samples is None else len(self.samples))
             size = 1
@@ -83,11 +81,41 @@ class Call:
             parts = self.batches.run(len(self.samples), size, partial(self._part, replica))
         return _merged(parts, self.technique.name)
 
-    def _own_randomness(self) -> AbstractContextManager[None]:
+    def prepared(self, replica: nn.Module | None) -> AbstractContextManager[None]:
         """Let a model that draws random numbers draw them from the seed, and leave the global generator as it was."""
-        if self.samples is None or self.lender is None or not self.survey.draws:
+        if self.samples is None or self.lender is None:
             return nullcontext()
-        return own_randomness(self.samples.device, self.seed)
+        if replica is not None:
+            know_calls(replica, self.survey.counts if self.survey.fixed else {})
+        return own_randomness(self.samples.device, self.seed) if self.survey.draws else nullcontext()
+
+    def request(
+        self,
+        replica: nn.Module | None,
+        start: int,
+        stop: int,
+        *,
+        layer: str | None = None,
+        progress: Progress | None = None,
+        shared: Shared | None = None,
+        column: int = 0,
+    ) -> Request:
+        """Return a request for samples start to stop - 1 and one of their targets."""
+        whole = self.samples is None
+        return Request(
+            model=replica,
+            inputs=None if self.samples is None else self.samples[start:stop],
+            target=self.target[start:stop] if isinstance(self.target, Tensor) and not whole else self.target,
+            layer=layer,
+            seed=self.seed,
+            memory=self.memory,
+            progress=progress or self._step(start, stop, 0, 1),
+            described=self.model,
+            survey=lambda: self.survey,
+            batches=self.batches,
+            shared=shared,
+            column=column,
+        )
 
     def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:
         if self.technique.layers == "none":
@@ -133,19 +161,12 @@ class Call:
         requests: list[Request] = []
         layers = self.layers or (None,)
         for number, layer in enumerate(layers):
-            request = Request(
-                model=replica,
-                inputs=None if self.samples is None else self.samples[start:stop],
-                target=self.target[start:stop]
-                if isinstance(self.target, Tensor) and self.samples is not None
-                else self.target,
+            request = self.request(
+                replica,
+                start,
+                stop,
                 layer=layer,
-                seed=self.seed,
-                memory=self.memory,
                 progress=self._step(start, stop, column * len(layers) + number, self.columns * len(layers)),
-                described=self.model,
-                survey=lambda: self.survey,
-                batches=self.batches,
                 shared=shared,
                 column=column,
             )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import render
 from ..errors import SaveError
+from ..writing import write_folder
 from .provenance import Provenance
 from .types import Explanation, Gallery
 
@@ -24,31 +24,7 @@ FORMAT: Final = 1
 
 def save(explanation: Explanation, folder: Path) -> Path:
     """Write `explanation` to `folder`, replacing one that is there; see `Explanation.save`."""
-    folder = folder.expanduser().absolute()
-    occupied = folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / SIDECAR).exists()))
-    if occupied:
-        raise SaveError(f"'{folder}' holds something else than an explanation; give a new or an empty folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise SaveError(
-            f"'{folder}' cannot be written ({error.strerror}); give a folder that you may write to"
-        ) from error
-    new, old = scratch / "new", scratch / "old"
-    try:
-        new.mkdir()
-        _write(explanation, new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except OSError as error:
-        raise SaveError(f"'{folder}' cannot be written ({error.strerror or error})") from error
-    finally:
-        if old.exists() and not folder.exists():  # interrupted between the two renames
-            old.rename(folder)
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return write_folder(folder, partial(_write, explanation), marker=SIDECAR, holds="an explanation")
 
 
 def _write(explanation: Explanation, folder: Path) -> None:

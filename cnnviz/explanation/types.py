@@ -76,7 +76,7 @@ class Explanation(ABC):
         ]
 
     def figure(self) -> Any:
-        """Return a matplotlib figure of the result (needs the extra ``figure``)."""
+        """Return a matplotlib figure of the result."""
         return render.matplotlib_figure([row[-1] for row in self.panels(_SHOWN)])
 
     def save(self, folder: str | Path) -> Path:

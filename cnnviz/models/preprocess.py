@@ -42,6 +42,28 @@ class Preprocess:
             image = functional.center_crop(image, list(self.crop))
         return image
 
+    def boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return where boxes on a picture lie in the part that the network sees; those outside of it are left out.
+
+        Args:
+            boxes: (k, 4), left, top, right and bottom in pixels of the picture.
+            size: (height, width) of the picture.
+        """
+        height, width = size
+        if self.resize is not None:
+            new = self.resize if isinstance(self.resize, tuple) else _shorter_side(size, self.resize)
+        else:
+            new = size
+        scale = torch.tensor([new[1] / width, new[0] / height] * 2, dtype=torch.float64)
+        moved = boxes.double() * scale
+        seen = new
+        if self.crop is not None:
+            down, across = (round((have - want) / 2) for have, want in zip(new, self.crop, strict=True))
+            moved, seen = moved - moved.new_tensor([across, down] * 2), self.crop
+        most = moved.new_tensor([seen[1], seen[0]] * 2)
+        moved = torch.minimum(moved.clamp(min=0), most)
+        return moved[(moved[:, :2] < moved[:, 2:]).all(1)]
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the network's input for `image`: (3, H, W), or (1, H, W) for a grey network, float32."""
         return self.normalise(to_tensor(self.picture(image)))
@@ -62,6 +84,13 @@ class Preprocess:
     @staticmethod
     def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
         return like.new_tensor(values).reshape(-1, 1, 1)
+
+
+def _shorter_side(size: tuple[int, int], length: int) -> tuple[int, int]:
+    """Return the size at which the shorter side has this length, as torchvision rounds it."""
+    short, long = min(size), max(size)
+    other = int(length * long / short)
+    return (length, other) if size[0] <= size[1] else (other, length)
 
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's own conversion to grey

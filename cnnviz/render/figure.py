@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import CnnvizError
 from .colour import colour_bar, palette
 from .normalise import Scale
 
@@ -67,13 +66,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -> Any:
     """Return a matplotlib figure with one axes per panel (picture, title, scale), each with its colour bar."""
-    try:
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CnnvizError("figure() needs matplotlib; pip install 'cnnviz[figure]'") from error
     import cmap
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
 
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)

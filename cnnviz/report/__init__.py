@@ -1,5 +1,6 @@
-"""A report: one self-contained HTML page with a photograph, what the network says, and every technique's picture."""
+"""Pages: what every technique sees in a photograph, and how techniques compare over many."""
 
+from .evaluation import save_evaluation
 from .page import Failure, Report, Section, make_report
 
-__all__ = ["Failure", "Report", "Section", "make_report"]
+__all__ = ["Failure", "Report", "Section", "make_report", "save_evaluation"]

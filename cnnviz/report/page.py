@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,20 +9,20 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 from torch import Tensor
 
 from .. import render
 from ..data import open_image
-from ..errors import CnnvizError, SaveError
-from ..explainer import explain
+from ..explainer import attempt, explain
 from ..explanation import Explanation
 from ..models import Model
 from ..registry import techniques
 from ..request import Progress
 from ..targets import Target
 from ..technique import Technique
+from ..writing import write_file
+from .template import render_page
 
 _BAR = 320
 
@@ -67,16 +63,9 @@ class Report:
 
     def html(self) -> str:
         """Return the page: self-contained, readable without a network, on a phone and in the dark."""
-        environment = Environment(
-            loader=PackageLoader("cnnviz.report"),
-            autoescape=select_autoescape(default=True, default_for_string=True),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters["data_uri"] = _data_uri
         known = techniques()
-        return environment.get_template("report.html.j2").render(
+        return render_page(
+            "report.html.j2",
             model=self.model,
             digest=self.model.digest,
             sections=[_view(section, known) for section in self.sections],
@@ -90,23 +79,7 @@ class Report:
         Raises:
             SaveError: the file cannot be written.
         """
-        place = Path(path).expanduser().absolute()
-        text = self.html()
-        scratch = None
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(scratch).chmod(0o644)
-            Path(scratch).replace(place)
-        except OSError as error:
-            told = f"'{place}' cannot be written ({error.strerror}); give a path that you may write to"
-            raise SaveError(told) from error
-        finally:
-            if scratch:
-                Path(scratch).unlink(missing_ok=True)
-        return place
+        return write_file(path, self.html())
 
 
 def make_report(
@@ -163,25 +136,14 @@ def _attempt(
     model: Model, inputs: Tensor | None, technique: str, progress: Progress | None, **arguments: Any
 ) -> Explanation | Failure:
     """Run a technique; one that fails, in whatever way, takes no other down. Cancelling goes through."""
-    cancelled: list[Exception] = []
-
-    def watched(done: int, total: int) -> None:
-        try:
-            if progress is not None:
-                progress(done, total)
-        except Exception as error:
-            cancelled.append(error)
-            raise
-
-    try:
-        made = explain(model, inputs, technique, progress=watched, **arguments)
-        return made if made.panels(1) else Failure(technique, "it gave nothing to show")
-    except CnnvizError as error:
-        return Failure(technique, str(error))
-    except Exception as error:
-        if error in cancelled:
-            raise
-        return Failure(technique, f"{error!r}, from {techniques().offer(technique)}")
+    made, why = attempt(
+        lambda step: explain(model, inputs, technique, progress=step, **arguments),
+        progress,
+        source=techniques().offer(technique),
+    )
+    if made is None:
+        return Failure(technique, why)
+    return made if made.panels(1) else Failure(technique, "it gave nothing to show")
 
 
 def _suitable() -> dict[str, Technique]:
@@ -236,12 +198,6 @@ def _enlarged(image: Image.Image) -> Image.Image:
     return (
         image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image
     )
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _versions(sections: Sequence[Section]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from torch import nn
 
 import cnnviz
 from cnnviz import PluginError, Technique
-from cnnviz.registry import Offer, Registry, Selection, select, techniques
+from cnnviz import registry as registries
+from cnnviz.registry import Metrics, Offer, Selection, Techniques, select, techniques
 
 OWN = {"activations", "deconvnet", "filters", "grad-cam", "guided-backprop", "occlusion", "saliency"}
 SWITCHES = ("CNNVIZ_DISABLE_PLUGINS", "CNNVIZ_ALLOW_PLUGINS", "CNNVIZ_BLOCK_PLUGINS")
@@ -68,8 +69,8 @@ def acme(install: Install) -> None:
     install("acme-viz", {"acme-energy": "acme_energy"}, "2.3", acme_energy=plugin("acme-energy"))
 
 
-def registry(**selection: object) -> Registry:
-    return Registry(Selection(**selection))
+def registry(**selection: object) -> Techniques:
+    return Techniques(Selection(**selection))
 
 
 def faulty(name: str) -> str:
@@ -84,6 +85,52 @@ def faulty(name: str) -> str:
         _ = known[name]
     assert known["saliency"].name == "saliency"
     return str(caught.value)
+
+
+METRIC = """
+import cnnviz
+
+def nothing(case, options):
+    \"\"\"Return zeros.\"\"\"
+    return case.values.sum((1, 2, 3)) * 0
+
+@cnnviz.hookimpl
+def cnnviz_metrics(register):
+    register(cnnviz.Metric("nothing", nothing))
+"""
+
+
+def test_metrics_are_plugins_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "acme_metrics-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-metrics\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cnnviz.metrics]\nnothing = acme_metric\nbroken = nowhere_at_all\n")
+    (tmp_path / "acme_metric.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = Metrics(Selection())
+    assert "acme_metric" not in sys.modules
+    assert known["nothing"].summary == "Return zeros."
+    assert "insertion" in known
+    assert "nothing" not in Techniques(Selection())
+    assert known.usable().keys() >= {"nothing", "deletion"}
+    assert list(known.faults) == ["broken"]
+    with pytest.raises(PluginError, match="no metric 'nothin'; nearest: 'nothing'"):
+        known["nothin"]
+    assert "nothing" not in Metrics(Selection(disable=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"name": "Bad Name"}, "metric name 'Bad Name': expected lower-case"),
+        ({"function": 3}, "metric 'fine': its function is 3"),
+        ({"better": "larger"}, "better='larger', expected 'higher' or 'lower'"),
+        ({"options": dict}, "no subclass of cnnviz.Options"),
+    ],
+)
+def test_malformed_metrics_are_refused(given: dict[str, object], told: str) -> None:
+    with pytest.raises(PluginError, match=told):
+        cnnviz.Metric(**{"name": "fine", "function": lambda case, options: case.values, **given})
 
 
 # ---------------------------------------------------------------- listing and loading
@@ -131,7 +178,7 @@ def test_loading_one_plugin_imports_no_other(install: Install) -> None:
 
 @pytest.mark.usefixtures("acme")
 def test_installed_technique_explains_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnviz.registry._registry", None)
+    monkeypatch.setattr(registries, "_known", {})
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2))
     found = cnnviz.explain(net, torch.rand(1, 3, 6, 6), "acme-energy")
     assert not found.values.any()
@@ -162,7 +209,7 @@ def test_entry_point_may_name_an_object(install: Install) -> None:
 
 
 def test_plugin_may_use_other_techniques_while_it_is_imported(install: Install) -> None:
-    source = "import cnnviz.registry\ncnnviz.registry.Registry()['saliency']\n" + plugin("nested")
+    source = "import cnnviz.registry\ncnnviz.registry.Techniques()['saliency']\n" + plugin("nested")
     install("nesting", {"nested": "nesting_module"}, nesting_module=source)
     assert registry()["nested"].name == "nested"
 
@@ -454,7 +501,7 @@ def test_blocked_technique_of_a_module_leaves_the_others(install: Install) -> No
 )
 def test_environment_selects(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, listed: bool) -> None:
     monkeypatch.setenv(variable, value)
-    known = Registry()
+    known = Techniques()
     assert ("acme-energy" in known) == listed
     assert set(known) >= OWN
 
@@ -466,9 +513,10 @@ def test_distributions_are_named_in_any_of_their_spellings(install: Install, nam
 
 
 def test_select_decides_for_everything_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnviz.registry._registry", None)
+    monkeypatch.setattr(registries, "_chosen", None)
+    monkeypatch.setattr(registries, "_known", {})
     assert "saliency" in techniques()
-    chosen = select(Selection(block=frozenset({"saliency"})))
-    assert techniques() is chosen
+    select(Selection(block=frozenset({"saliency"})))
+    assert "saliency" not in techniques()
     with pytest.raises(PluginError, match="switched off"):
         cnnviz.explain(nn.Flatten(), torch.zeros(1, 3, 2, 2), "saliency")

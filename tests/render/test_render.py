@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy
-import pytest
 import torch
 from PIL import Image
 
@@ -111,13 +110,3 @@ def test_grid_places_tiles_row_by_row() -> None:
     assert made.getpixel((3, 0)) == (0, 255, 0)
     assert made.getpixel((0, 3)) == (0, 0, 255)
     assert made.getpixel((4, 4)) == (255, 255, 255)
-
-
-def test_figure_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    from cnnviz import CnnvizError, Heatmap
-
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(CnnvizError, match=r"cnnviz\[figure\]"):
-        Heatmap(values=torch.ones(1, 1, 4, 4)).figure()

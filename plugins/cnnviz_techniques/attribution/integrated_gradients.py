@@ -7,9 +7,7 @@ from typing import Literal
 import numpy
 from torch import Tensor
 
-from cnnviz import Field, Options, Request, Technique, hookimpl
-
-from .baseline import Baseline, baseline_image
+from cnnviz import Baseline, Field, Options, Request, Technique, hookimpl
 
 
 class IntegratedGradientsOptions(Options):
@@ -35,7 +33,7 @@ def integrated_gradients(request: Request, options: IntegratedGradientsOptions) 
     else:
         nodes, shares = numpy.polynomial.legendre.leggauss(options.steps)
         places, weights = ((nodes + 1) / 2).tolist(), (shares / 2).tolist()
-    start = baseline_image(request, options.baseline)
+    start = request.baseline(options.baseline)
     way = request.inputs - start
     return way * request.gradient(lambda i: start + places[i] * way, weights)
 

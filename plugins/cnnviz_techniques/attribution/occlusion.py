@@ -8,10 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cnnviz import Field, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz import Baseline, Field, OptionError, Options, Pair, Request, Technique, hookimpl
 from cnnviz.ops import occlude
-
-from .baseline import Baseline, baseline_image
 
 
 class OcclusionOptions(Options):
@@ -40,7 +38,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
     rows = _spans(height, options.window[0], options.stride[0])
     columns = _spans(width, options.window[1], options.stride[1])
     boxes = [(*row, *column) for row in rows for column in columns]
-    cover = baseline_image(request, options.baseline)
+    cover = request.baseline(options.baseline)
     owner = torch.arange(count).repeat_interleave(len(boxes))
     windows = torch.cat([owner[:, None], torch.tensor(boxes).repeat(count, 1)], 1)
     channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()

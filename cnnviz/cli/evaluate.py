@@ -1,0 +1,158 @@
+"""``cnnviz evaluate FOLDER``: techniques compared by metrics over many images."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from ..data import find_images, open_image
+from ..errors import InputError
+from ..explainer import Explainer
+from ..metrics import available, evaluate
+from ..models import Model
+from ..registry import techniques
+from ..report import save_evaluation
+from .common import (
+    DeviceOption,
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    SeedOption,
+    TargetOption,
+    WeightsOption,
+    load,
+    parse_target,
+    progress,
+    read_spec,
+    show_json,
+    show_table,
+)
+
+
+def evaluate_(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER|IMAGE", help="Folders of images, or image files.", show_default=False),
+    ],
+    model: ModelOption = None,
+    weights: WeightsOption = "DEFAULT",
+    technique: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME:option=value:…; repeatable. By default all attributions that take seconds."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME:option=value:…; repeatable. By default all that do not explain again."),
+    ] = None,
+    target: TargetOption = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with the columns image, left, top, right, bottom in pixels of the image, and maybe label: "
+            "the class to explain there."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("cnnviz-out/evaluation"),
+    seed: SeedOption = 0,
+    memory: MemoryOption = "1GiB",
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Measure how faithful, stable and well placed each technique's maps are; write a page with table and plots."""
+    paths = find_images(images)
+    loaded = load(model, weights, device)
+    if loaded.preprocess is None:
+        raise InputError(f"model '{model}' has no preprocessing for images; return a cnnviz.Model from the function")
+    specs = {text: read_spec(text, techniques()) for text in technique or []}
+    explainers = {text: Explainer(loaded, name, memory=memory, **given) for text, (name, given) in specs.items()}
+    metrics = dict(read_spec(text, available()) for text in metric or [])
+    marked = None if boxes is None else _Marked(boxes, paths, loaded)
+    with progress("loading") as bar:
+        made = evaluate(
+            loaded,
+            paths,
+            explainers or None,
+            metrics or None,
+            target=parse_target(target) if marked is None or marked.labels is None else marked.labels,
+            boxes=None if marked is None else marked.boxes,
+            seed=seed,
+            memory=memory,
+            progress=bar.step,
+            started=bar.rename,
+        )
+    folder = save_evaluation(made, out)
+    if json:
+        show_json({"folder": str(folder), **made.to_json()})
+        return
+    show_table(*made.table())
+    for (label, name), why in made.failures.items():
+        typer.echo(f"{label}{f', {name}' if name else ''} could not be done: {why}", err=True)
+    for image, why in made.left_out.items():
+        typer.echo(f"{image} is left out: {why}", err=True)
+    typer.echo(folder / "index.html")
+
+
+class _Marked:
+    """Boxes, and maybe labels, of images, from a CSV file.
+
+    Attributes:
+        boxes: of each image, in pixels of what the network sees.
+        labels: of each image, or None where the file has none.
+    """
+
+    def __init__(self, file: Path, paths: list[Path], model: Model) -> None:
+        rows: dict[Path, list[dict[str, str]]] = {path: [] for path in paths}
+        for number, row in _lines(file):
+            rows[_meant(row["image"], paths, f"{file}, line {number}")].append(row)
+        assert model.preprocess is not None
+        self.boxes = [_moved(path, rows[path], model) for path in paths]
+        labelled = [{row["label"] for row in rows[path] if row.get("label")} for path in paths]
+        self.labels: list[Any] | None = None
+        if any(labelled):
+            wrong = next((path for path, found in zip(paths, labelled, strict=True) if len(found) != 1), None)
+            if wrong is not None:
+                raise InputError(f"{file}: '{wrong}' has no label or several; give each image one, or none any")
+            self.labels = [parse_target(found.pop()) for found in labelled]
+
+
+def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
+    needed = ("image", "left", "top", "right", "bottom")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened, skipinitialspace=True)
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{file}: its first line has no column {missing[0]}; expected {','.join(needed)}")
+            return [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"'{file}' cannot be read as CSV: {error}") from error
+
+
+def _meant(name: str, paths: list[Path], place: str) -> Path:
+    """Return the image that a name, or the end of a path, means."""
+    parts = Path(name).parts
+    found = [path for path in paths if path.parts[-len(parts) :] == parts]
+    if len(found) != 1:
+        told = "is none of the images" if not found else f"may be {found[0]} or {found[1]}; give more of its path"
+        raise InputError(f"{place}: '{name}' {told}")
+    return found[0]
+
+
+def _moved(path: Path, rows: list[dict[str, str]], model: Model) -> Tensor:
+    if not rows:
+        return torch.zeros(0, 4)
+    try:
+        boxes = torch.tensor([[float(row[side]) for side in ("left", "top", "right", "bottom")] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"boxes of '{path}': {error}; expected four numbers") from error
+    try:
+        picture = open_image(path)
+    except InputError:  # it will be left out
+        return torch.zeros(0, 4)
+    assert model.preprocess is not None
+    return model.preprocess.boxes(boxes, (picture.height, picture.width))

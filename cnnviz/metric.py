@@ -1,0 +1,136 @@
+"""What a metric is: a measure of how faithful, stable or well placed explanations are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from .errors import PluginError
+from .options import Options
+from .request import Request
+from .technique import check_registered, summary_of
+
+Explain: TypeAlias = Callable[[Tensor, "nn.Module | None"], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What a metric is given: explanations, what they explain, and the means to run the model and to explain again.
+
+    Attributes:
+        request: the samples, their targets, seeded random numbers, and the model's scores; see `Request`.
+        values: (N, C, h, w), the explanations as the technique gave them.
+        boxes: for each sample the boxes around what is explained, (k, 4) as left, top, right and bottom in pixels of
+            the input; None where none were given.
+        explain_again: explains other inputs, or another network; None where only finished maps were given.
+    """
+
+    request: Request
+    values: Tensor
+    boxes: tuple[Tensor, ...] | None = None
+    explain_again: Explain | None = None
+
+    @property
+    def maps(self) -> Tensor:
+        """The explanations as one map for each sample, (N, H, W): channels added up, resized to the input."""
+        return self.as_maps(self.values)
+
+    def as_maps(self, values: Tensor) -> Tensor:
+        """Return explanations (N, C, h, w) as one map for each sample, (N, H, W)."""
+        size = tuple(self.request.inputs.shape[2:])
+        summed = values.sum(1, keepdim=True)
+        if tuple(summed.shape[2:]) != size:
+            summed = interpolate(summed, size, mode="bilinear", align_corners=False)
+        return summed[:, 0]
+
+    def explain(self, inputs: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Explain other inputs, (N, C, H, W), for the same targets by the same technique; return its values.
+
+        Args:
+            inputs: one for each sample.
+            module: another network of the same kind to explain; None for the model itself.
+        """
+        assert (
+            self.explain_again is not None
+        )  # a metric that asks for it is declared so, and refused where it is missing
+        return self.explain_again(inputs, module)
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What a metric found out.
+
+    Attributes:
+        values: (N,), one for each sample; NaN where the metric says nothing about a sample.
+        curves: (N, P), what was measured on the way, or None.
+        places: (P,), what the curves run over, or None.
+        axes: what `places` and `curves` count, in words.
+    """
+
+    values: Tensor
+    curves: Tensor | None = None
+    places: Tensor | None = None
+    axes: tuple[str, str] = ("", "")
+
+    def __post_init__(self) -> None:
+        curves, places = self.curves, self.places
+        fits = curves is None or (places is not None and curves.shape == (len(self.values), len(places)))
+        if self.values.dim() != 1 or not fits or (curves is None) != (places is None):
+            got = {name: tuple(x.shape) for name, x in vars(self).items() if isinstance(x, Tensor)}
+            raise PluginError(
+                f"measurement: got {got}, expected values (N,), with curves (N, P) and places (P,) or none"
+            )
+
+
+MetricFunction: TypeAlias = Callable[[Case, Any], "Tensor | Measurement"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of explanations, as a plugin registers it.
+
+    Attributes:
+        name: lower-case words joined by hyphens, the same as its entry point's.
+        function: ``function(case, options)`` returns a number for each sample, (N,), or a `Measurement` with curves.
+            Its docstring's first line is the summary shown to users.
+        options: its `Options` class.
+        better: whether "higher" or "lower" numbers speak for the explanation.
+        boxes: whether it compares with boxes, and so needs them.
+        explains: whether it explains again, and so needs a technique, not maps alone; `evaluate` leaves it out unless
+            it is named, since that takes many times as long.
+
+    Raises:
+        PluginError: a malformed declaration.
+        OptionError: an option with a reserved name or without a description.
+    """
+
+    name: str
+    function: MetricFunction
+    options: type[Options] = Options
+    better: Literal["higher", "lower"] = "higher"
+    boxes: bool = False
+    explains: bool = False
+
+    def __post_init__(self) -> None:
+        check_registered("metric", self.name, self.function, self.options)
+        if self.better not in ("higher", "lower"):
+            raise PluginError(f"metric '{self.name}': better={self.better!r}, expected 'higher' or 'lower'")
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return summary_of(self.function)
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of its options."""
+        return self.options.model_json_schema()
+
+
+def area(curves: Tensor, places: Tensor) -> Tensor:
+    """Return the area under each curve by the trapezoidal rule: (N, P), (P,) -> (N,)."""
+    return torch.trapezoid(curves, places.to(curves), dim=1)

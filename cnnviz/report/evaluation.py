@@ -1,0 +1,85 @@
+"""An evaluation as a folder: a page with table and plots, the plots, and every number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ..explanation import Provenance
+from ..metrics import Evaluation
+from ..writing import write_folder
+from .template import render_page
+
+PAGE: Final = "index.html"
+NUMBERS: Final = "evaluation.json"
+VALUES: Final = "values.csv"
+_DOTS = 150  # per inch
+
+
+def save_evaluation(evaluation: Evaluation, folder: str | Path) -> Path:
+    """Write ``index.html``, a PNG for each metric, ``evaluation.json`` and ``values.csv``; return the folder's path.
+
+    All of it or nothing. An evaluation that is there already is replaced; a folder with anything else is refused.
+
+    Raises:
+        SaveError: the folder cannot be written, or holds something else.
+    """
+    import matplotlib as mpl  # slow to import, and needed only here
+
+    def write(place: Path) -> None:
+        drawn: dict[str, str] = {}
+        for name in evaluation.metrics:
+            figure = evaluation.figure(name)
+            figure.savefig(place / f"{name}.png", dpi=_DOTS)
+            drawing = io.StringIO()
+            with mpl.rc_context({"svg.hashsalt": name}):  # the same numbers give the same file
+                figure.savefig(drawing, format="svg", metadata={"Date": None})
+            drawn[name] = drawing.getvalue()
+        (place / PAGE).write_text(evaluation_page(evaluation, drawn), encoding="utf-8")
+        numbers = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        (place / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
+        with (place / VALUES).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(_rows(evaluation))
+
+    return write_folder(folder, write, marker=NUMBERS, holds="an evaluation")
+
+
+def evaluation_page(evaluation: Evaluation, drawn: dict[str, str]) -> str:
+    """Return the page; `drawn` has each metric's plot as SVG."""
+    head, rows = evaluation.table()
+    made_by = next((p for p in evaluation.provenance.values() if p is not None), None)
+    best = [evaluation.best(name) for name in evaluation.metrics]
+    return render_page(
+        "evaluation.html.j2",
+        evaluation=evaluation,
+        head=head,
+        rows=rows,
+        best=best,
+        cards=[
+            {"name": name, "metric": metric, "options": evaluation.options[name], "drawing": drawn[name]}
+            for name, metric in evaluation.metrics.items()
+        ],
+        failures=[(" by ".join(filter(None, reversed(key))), why) for key, why in evaluation.failures.items()],
+        provenance=made_by,
+        options={name: _options(p) for name, p in evaluation.provenance.items()},
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _options(provenance: Provenance | None) -> str:
+    options = {} if provenance is None else provenance.options
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _rows(evaluation: Evaluation) -> list[list[Any]]:
+    """Return a row for each image and technique, with its values by all metrics."""
+    rows: list[list[Any]] = [["image", "technique", *evaluation.metrics]]
+    for number, item in enumerate(evaluation.items):
+        for name in evaluation.techniques:
+            values = [evaluation.measurements[name, metric].values[number].item() for metric in evaluation.metrics]
+            rows.append([item, name, *("" if value != value else value for value in values)])  # noqa: PLR0124  # NaN
+    return rows
