@@ -51,6 +51,7 @@ class Request:
     Attributes:
         model: a private replica of the network, in eval mode; None for techniques that were given none.
         inputs: (N, C, H, W) on the model's device; None where the technique takes none.
+        pictures: what the inputs show.
         target: class indices (N,), a selector, a callable, or None for top classes.
         layer: full name of the layer, or None.
         generator: seeded random numbers, on the CPU. Draw them without the batch dimension, so that every sample sees
@@ -65,6 +66,7 @@ class Request:
         *,
         model: nn.Module | None,
         inputs: Tensor | None,
+        pictures: Tensor | None = None,
         target: Resolved,
         layer: str | None,
         seed: int,
@@ -78,6 +80,7 @@ class Request:
     ) -> None:
         self._model = model
         self._inputs = inputs
+        self._pictures = pictures
         self._target = target
         self.layer = layer
         self.generator = torch.Generator().manual_seed(seed)
@@ -112,6 +115,17 @@ class Request:
         if self._inputs is None:
             raise InputError("this technique was declared to take no inputs")
         return self._inputs
+
+    @property
+    def pictures(self) -> Tensor:
+        """What the samples show, (N, 3, H, W) in [0, 1], on the CPU.
+
+        Raises:
+            InputError: there are no samples.
+        """
+        if self._pictures is None:
+            raise InputError("this technique was declared to take no inputs")
+        return self._pictures
 
     @property
     def target(self) -> Resolved:
@@ -266,11 +280,23 @@ class Request:
 
         def all_targets() -> Tensor:
             self._classes(None)  # before the first batch, which should hold nothing else
-            return torch.cat(self._batches.run(count, self._batch_size(), part))
+            return torch.cat(self.batched(part, count))
 
         with torch.no_grad():
             scores = self._shared.once(("sweep", self._sweeps), all_targets) if shared else all_targets()
         return scores[:, self._column]
+
+    def batched(self, work: Callable[[int, int], Made], count: int, *, backward: bool = False) -> list[Made]:
+        """Return ``work(start, stop)`` for consecutive ranges that cover `count` images, in batches within the budget.
+
+        Args:
+            work: runs the model on images start to stop - 1; after memory ran out, it is called again with fewer.
+            count: how many images there are.
+            backward: `work` takes gradients.
+        """
+        assert self._survey is not None
+        size = batch_size(self._survey(), self.memory, self.inputs.device, backward=backward)
+        return self._batches.run(count, size, work)
 
     def image(self, option: ImageOption) -> Tensor:
         """Return an image option as the model takes it, (1, C, H, W): pictures are preprocessed, tensors are not.
@@ -330,10 +356,6 @@ class Request:
             assert self._shared.base is not None
         self.scored = True
         return self._shared.base[:, self._column]
-
-    def _batch_size(self) -> int:
-        assert self._survey is not None
-        return batch_size(self._survey(), self.memory, self.inputs.device, backward=False)
 
     def _all_scores(
         self, inputs: Tensor | None, rows: Sequence[int] | Tensor | None, *, probability: bool = False

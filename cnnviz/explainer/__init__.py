@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import targets
 from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
@@ -132,9 +132,10 @@ class Explainer:
     ) -> Explanation:
         """Explain `inputs`; see `explain` for arguments and errors."""
         started = time.perf_counter()
-        with self._called(inputs, target, seed, progress) as (call, replica, pictures):
+        with self._called(inputs, target, seed, progress) as (call, replica):
             result = call.run(replica)
         provenance = self._provenance(call, time.perf_counter() - started)
+        pictures = call.pictures
         if pictures is not None and call.columns > 1:
             pictures = pictures.repeat_interleave(call.columns, 0)
         return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
@@ -152,7 +153,7 @@ class Explainer:
 
         See `explain` for arguments and errors; there is one target for each input.
         """
-        with self._called(inputs, target, seed, progress) as (call, replica, _), call.prepared(replica):
+        with self._called(inputs, target, seed, progress) as (call, replica), call.prepared(replica):
             if call.columns > 1:
                 raise TargetError(f"target: got {call.columns} for each input, expected one; ask for them one by one")
             yield call.request(replica, 0, 1 if call.samples is None else len(call.samples))
@@ -169,8 +170,8 @@ class Explainer:
     @contextmanager
     def _called(
         self, inputs: Inputs, target: targets.Target, seed: int, progress: Progress | None
-    ) -> Iterator[tuple[Call, nn.Module | None, Tensor | None]]:
-        """Check what was given; lend the call, a replica of the model, and the pictures that the samples show."""
+    ) -> Iterator[tuple[Call, nn.Module | None]]:
+        """Check what was given; lend the call and a replica of the model."""
         samples, pictures = (None, None) if self._takes_none(inputs) else prepare(inputs, self.model)
         count = 1 if samples is None else len(samples)
         with torch.inference_mode(False), torch.enable_grad():
@@ -182,6 +183,7 @@ class Explainer:
                 model=self.model,
                 lender=self._lender,
                 samples=samples,
+                pictures=pictures,
                 target=targets.resolve(target, count, self.model.labels if self.model else None),
                 layers=self._layers,
                 seed=_seed(seed),
@@ -189,7 +191,7 @@ class Explainer:
                 progress=progress,
             )
             with self._lender.borrow() if self._lender else nullcontext() as replica:
-                yield call, replica, pictures
+                yield call, replica
 
     def _takes_none(self, inputs: Any) -> bool:
         name, takes_none = self.technique.name, self.technique.inputs == "none"

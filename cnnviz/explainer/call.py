@@ -37,6 +37,7 @@ class Call:
         model: Model | None,
         lender: Lender | None,
         samples: Tensor | None,
+        pictures: Tensor | None,
         target: targets.Resolved,
         layers: Sequence[str],
         seed: int,
@@ -48,6 +49,7 @@ class Call:
         self.model = model
         self.lender = lender
         self.samples = samples
+        self.pictures = pictures
         self.target = target
         self.seed = seed
         self.memory = memory
@@ -105,6 +107,7 @@ class Call:
         return Request(
             model=replica,
             inputs=None if self.samples is None else self.samples[start:stop],
+            pictures=None if self.pictures is None else self.pictures[start:stop],
             target=self.target[start:stop] if isinstance(self.target, Tensor) and not whole else self.target,
             layer=layer,
             seed=self.seed,

@@ -3,7 +3,7 @@
 from .capture import Captured, capture, find_module, know_calls
 from .lender import Lender
 from .model import Model
-from .preprocess import Preprocess, to_tensor
+from .preprocess import Preprocess
 from .randomness import own_randomness
 from .receptive_field import ReceptiveField
 from .relu_rules import relu_rule
@@ -33,6 +33,5 @@ __all__ = [
     "replicate",
     "survey",
     "telling",
-    "to_tensor",
     "unwrap",
 ]

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
+from ..render import to_tensor
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,3 @@ def _shorter_side(size: tuple[int, int], length: int) -> tuple[int, int]:
 
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's own conversion to grey
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB picture as a (3, H, W) float tensor in [0, 1]."""
-    width, height = image.size
-    raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return raw.reshape(height, width, 3).permute(2, 0, 1).float() / 255

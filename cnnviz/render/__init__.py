@@ -4,7 +4,7 @@ from .colour import DIVERGING, SEQUENTIAL, colour, colour_bar
 from .figure import compose, matplotlib_figure
 from .grid import grid
 from .normalise import Scale
-from .overlay import overlay, resize_map, to_pil
+from .overlay import overlay, resize_map, to_pil, to_tensor
 
 __all__ = [
     "DIVERGING",
@@ -18,4 +18,5 @@ __all__ = [
     "overlay",
     "resize_map",
     "to_pil",
+    "to_tensor",
 ]

@@ -18,6 +18,13 @@ def to_pil(picture: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB picture as a (3, H, W) float tensor in [0, 1]."""
+    width, height = image.size
+    raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return raw.reshape(height, width, 3).permute(2, 0, 1).float() / 255
+
+
 def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Return an (h, w) map at another size: bilinear upwards, mean of areas downwards."""
     if tuple(values.shape) == size:

@@ -25,7 +25,7 @@ from torchvision import models
 
 from cnnviz import InputError, Model, ModelError, Preprocess, load_model
 from cnnviz.data import demo_picture, open_image
-from cnnviz.models import to_tensor
+from cnnviz.render import to_tensor
 
 SMALL = "shufflenet_v2_x0_5"
 
