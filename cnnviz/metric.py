@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from .errors import PluginError
 from .options import Options
 from .request import Request
-from .technique import check_registered, summary_of
+from .technique import Declared
 
-Explain: TypeAlias = Callable[[Tensor, "nn.Module | None"], Tensor]
+Explain: TypeAlias = Callable[[Tensor, "nn.Module | None", tuple[float, float]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class Case:
 
     Attributes:
         request: the samples, their targets, seeded random numbers, and the model's scores; see `Request`.
-        values: (N, C, h, w), the explanations as the technique gave them.
+        values: (N, C, h, w), the explanations as the technique gave them, in single precision at least.
         boxes: for each sample the boxes around what is explained, (k, 4) as left, top, right and bottom in pixels of
             the input; None where none were given.
         explain_again: explains other inputs, or another network; None where only finished maps were given.
@@ -48,17 +47,20 @@ class Case:
             summed = interpolate(summed, size, mode="bilinear", align_corners=False)
         return summed[:, 0]
 
-    def explain(self, inputs: Tensor, module: nn.Module | None = None) -> Tensor:
+    def explain(
+        self, inputs: Tensor, module: nn.Module | None = None, *, share: tuple[float, float] = (0.0, 1.0)
+    ) -> Tensor:
         """Explain other inputs, (N, C, H, W), for the same targets by the same technique; return its values.
 
         Args:
             inputs: one for each sample.
             module: another network of the same kind to explain; None for the model itself.
+            share: from where to where progress goes meanwhile, in [0, 1].
         """
         assert (
             self.explain_again is not None
         )  # a metric that asks for it is declared so, and refused where it is missing
-        return self.explain_again(inputs, module)
+        return self.explain_again(inputs, module, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ MetricFunction: TypeAlias = Callable[[Case, Any], "Tensor | Measurement"]
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Declared):
     """A measure of explanations, as a plugin registers it.
 
     Attributes:
@@ -117,20 +119,6 @@ class Metric:
     explains: bool = False
 
     def __post_init__(self) -> None:
-        check_registered("metric", self.name, self.function, self.options)
+        self.check("metric")
         if self.better not in ("higher", "lower"):
             raise PluginError(f"metric '{self.name}': better={self.better!r}, expected 'higher' or 'lower'")
-
-    @property
-    def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return summary_of(self.function)
-
-    def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of its options."""
-        return self.options.model_json_schema()
-
-
-def area(curves: Tensor, places: Tensor) -> Tensor:
-    """Return the area under each curve by the trapezoidal rule: (N, P), (P,) -> (N,)."""
-    return torch.trapezoid(curves, places.to(curves), dim=1)

@@ -100,6 +100,8 @@ class Registry(Mapping[str, Item]):
     """What an item is called."""
     item: ClassVar[type]
     """What an item is."""
+    listing: ClassVar[str]
+    """The command that lists them."""
 
     def __init__(self, selection: Selection | None = None) -> None:
         self._selection = selection or Selection.from_environment()
@@ -182,7 +184,7 @@ class Registry(Mapping[str, Item]):
                 f"{self.word} '{name}' of {out[0]} is switched off by CNNVIZ_DISABLE_PLUGINS, CNNVIZ_ALLOW_PLUGINS, "
                 "CNNVIZ_BLOCK_PLUGINS or their flags"
             )
-        raise UnknownNameError(f"no {self.word} '{name}'{nearest(name, self)} (cnnviz list shows all)")
+        raise UnknownNameError(f"no {self.word} '{name}'{nearest(name, self)} ({self.listing} shows all)")
 
     def _doubled(self, name: str) -> str:
         by = " and by ".join(str(offer) for offer, _ in self._offers[name])
@@ -260,6 +262,7 @@ class Techniques(Registry[Technique]):
     hook = "cnnviz_techniques"
     word = "technique"
     item = Technique
+    listing = "cnnviz list"
 
 
 class Metrics(Registry[Metric]):
@@ -269,6 +272,7 @@ class Metrics(Registry[Metric]):
     hook = "cnnviz_metrics"
     word = "metric"
     item = Metric
+    listing = "cnnviz list --metrics"
 
 
 _chosen: Selection | None = None

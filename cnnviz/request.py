@@ -21,6 +21,18 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Made = TypeVar("Made")
 
+_PARTS = 10_000  # of progress through sweeps
+
+
+def within(progress: Progress, share: tuple[float, float]) -> Progress:
+    """Return the progress of a part of the work, which goes from ``share[0]`` to ``share[1]`` of the whole."""
+    start, stop = share
+
+    def step(done: int, total: int) -> None:
+        progress(round(_PARTS * (start + (stop - start) * done / max(total, 1))), _PARTS)
+
+    return step
+
 
 class Shared:
     """What the requests of one batch have in common; they differ in layer and in the target's column alone.
@@ -256,6 +268,7 @@ class Request:
         *,
         probability: bool = False,
         shared: bool = False,
+        share: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
         """Score many made inputs without gradients, in batches that fit the budget.
 
@@ -265,6 +278,7 @@ class Request:
             rows: (count,), for each the sample whose target it takes.
             probability: score classes by the softmax of the output; other targets stay as they are.
             shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
+            share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
 
         Returns:
             (count,) scores.
@@ -272,10 +286,11 @@ class Request:
         picked = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         self.scored = True
         self._sweeps += 1
+        step = within(self.progress, share)
 
         def part(start: int, stop: int) -> Tensor:
             scores = self._scores(make(start, stop), picked[start:stop], probability=probability)
-            self.progress(stop, count)
+            step(stop, count)
             return scores
 
         def all_targets() -> Tensor:
@@ -283,7 +298,7 @@ class Request:
             return torch.cat(self.batched(part, count))
 
         with torch.no_grad():
-            scores = self._shared.once(("sweep", self._sweeps), all_targets) if shared else all_targets()
+            scores = self._shared.once(("sweep", self.layer, self._sweeps), all_targets) if shared else all_targets()
         return scores[:, self._column]
 
     def batched(self, work: Callable[[int, int], Made], count: int, *, backward: bool = False) -> list[Made]:

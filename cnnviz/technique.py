@@ -18,8 +18,41 @@ from .request import Request
 Function: TypeAlias = Callable[[Request, Any], "Tensor | Explanation"]
 
 
+class Declared:
+    """What a plugin registers: a name, a documented function, and its options."""
+
+    name: str
+    function: Callable[..., Any]
+    options: type[Options]
+
+    def check(self, kind: str) -> None:
+        """Refuse a malformed declaration.
+
+        Raises:
+            PluginError: a malformed name, no function, or no options class.
+            OptionError: an option with a reserved name or without a description.
+        """
+        if not re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*\+*", self.name):
+            raise PluginError(f"{kind} name {self.name!r}: expected lower-case words joined by hyphens, as 'grad-cam'")
+        told = f"{kind} '{self.name}'"
+        if not callable(self.function):
+            raise PluginError(f"{told}: its function is {self.function!r}, expected a callable")
+        if not (isinstance(self.options, type) and issubclass(self.options, Options)):
+            raise PluginError(f"{told}: options {self.options!r} is no subclass of cnnviz.Options")
+        check_declaration(self.name, self.options)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of its options."""
+        return self.options.model_json_schema()
+
+
 @dataclass(frozen=True)
-class Technique:
+class Technique(Declared):
     """A visualisation or explanation technique, as a plugin registers it.
 
     Attributes:
@@ -50,38 +83,8 @@ class Technique:
     thousands: bool = False
 
     def __post_init__(self) -> None:
-        check_registered("technique", self.name, self.function, self.options)
+        self.check("technique")
         for key in ("inputs", "layers", "default_layer"):
             known = get_args(inspect.get_annotations(type(self), eval_str=True)[key])
             if getattr(self, key) not in known:
                 raise PluginError(f"technique '{self.name}': {key}={getattr(self, key)!r}, expected one of {known}")
-
-    @property
-    def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return summary_of(self.function)
-
-    def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of its options."""
-        return self.options.model_json_schema()
-
-
-def check_registered(kind: str, name: str, function: object, options: type[Options]) -> None:
-    """Refuse a technique or metric whose name, function or options are not what they should be.
-
-    Raises:
-        PluginError: a malformed name, no function, or no options class.
-        OptionError: an option with a reserved name or without a description.
-    """
-    if not re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*\+*", name):
-        raise PluginError(f"{kind} name {name!r}: expected lower-case words joined by hyphens, as 'grad-cam'")
-    if not callable(function):
-        raise PluginError(f"{kind} '{name}': its function is {function!r}, expected a callable")
-    if not (isinstance(options, type) and issubclass(options, Options)):
-        raise PluginError(f"{kind} '{name}': options {options!r} is no subclass of cnnviz.Options")
-    check_declaration(name, options)
-
-
-def summary_of(function: object) -> str:
-    """Return the first line of a docstring."""
-    return (inspect.getdoc(function) or "").partition("\n")[0]

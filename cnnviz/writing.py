@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .errors import SaveError
@@ -35,40 +37,59 @@ def write_file(path: str | Path, text: str) -> Path:
     return place
 
 
-def write_folder(folder: str | Path, write: Callable[[Path], None], *, marker: str, holds: str) -> Path:
-    """Let `write` fill a new folder that then takes the place of `folder`; return its absolute path.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder that is written whole.
 
-    Args:
-        folder: new, empty, or with the file `marker`, which says that it holds the same kind of thing.
-        write: called with the folder to fill.
-        marker: name of a file that `write` makes.
+    Attributes:
         holds: what the folder holds, in words.
-
-    Raises:
-        SaveError: the folder cannot be written, or holds something else; it is as it was.
+        owned: patterns of the names of its files.
     """
-    folder = Path(folder).expanduser().absolute()
-    occupied = folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / marker).exists()))
-    if occupied:
-        raise SaveError(f"'{folder}' holds something else than {holds}; give a new or an empty folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise SaveError(
-            f"'{folder}' cannot be written ({error.strerror}); give a folder that you may write to"
-        ) from error
-    new, old = scratch / "new", scratch / "old"
-    try:
-        new.mkdir()
-        write(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except OSError as error:
-        raise SaveError(f"'{folder}' cannot be written ({error.strerror or error})") from error
-    finally:
-        if old.exists() and not folder.exists():  # interrupted between the two renames
-            old.rename(folder)
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+
+    holds: str
+    owned: tuple[str, ...]
+
+    def check(self, folder: str | Path) -> Path:
+        """Return the absolute path of a folder that may be written: new, empty, or of this kind.
+
+        Raises:
+            SaveError: it is a file, or holds anything else.
+        """
+        place = Path(folder).expanduser().absolute()
+        if place.exists() and not place.is_dir():
+            raise SaveError(f"'{place}' is a file; give a folder")
+        inside = sorted(path.name for path in place.iterdir()) if place.exists() else []
+        strange = [name for name in inside if not any(fnmatchcase(name, pattern) for pattern in self.owned)]
+        if strange:
+            told = f"'{place}' holds something else than {self.holds}: {strange[0]}"
+            raise SaveError(f"{told}; give a new or an empty folder")
+        return place
+
+    def write(self, folder: str | Path, fill: Callable[[Path], None]) -> Path:
+        """Let `fill` fill a new folder that then takes the place of `folder`; return its absolute path.
+
+        Raises:
+            SaveError: the folder cannot be written, or holds anything else; it is as it was.
+        """
+        place = self.check(folder)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        except OSError as error:
+            raise SaveError(
+                f"'{place}' cannot be written ({error.strerror}); give a folder that you may write to"
+            ) from error
+        new, old = scratch / "new", scratch / "old"
+        try:
+            new.mkdir()
+            fill(new)
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
+        except OSError as error:
+            raise SaveError(f"'{place}' cannot be written ({error.strerror or error})") from error
+        finally:
+            if old.exists() and not place.exists():  # interrupted between the two renames
+                old.rename(place)
+            shutil.rmtree(scratch, ignore_errors=True)
+        return place

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import torch
@@ -16,11 +17,14 @@ from rich.table import Table
 
 from ..errors import ModelError, OptionError, TargetError
 from ..models import Model, load_model
-from ..options import Options
+from ..options import RESERVED, Options
 from ..registry import Registry
 from ..request import Progress as Step
 from ..targets import Channel, Neuron, Top, channel, neuron, top
 
+ImagesArgument: TypeAlias = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.", show_default=False)
+]
 ModelOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -93,7 +97,7 @@ def option_value(options: type[Options], name: str, value: Any) -> Any:
 
 
 def read_spec(text: str, known: Registry[Any]) -> tuple[str, dict[str, Any]]:
-    """Read ``NAME:option=value:…``: the name of a technique or metric, and its options."""
+    """Read ``NAME:option=value:…``: the name of a technique or metric, and its options; a technique's layer too."""
     name, *pairs = text.split(":")
     options: type[Options] = known[name].options
     given: dict[str, Any] = {}
@@ -102,6 +106,8 @@ def read_spec(text: str, known: Registry[Any]) -> tuple[str, dict[str, Any]]:
         option = option.replace("-", "_")
         if not equals:
             raise OptionError(f"'{text}': got '{pair}' after the name, expected option=value")
+        if option in RESERVED - {"layer"}:
+            raise OptionError(f"'{text}': '{option}' is no option of '{name}', but a flag of its own")
         given[option] = option_value(options, option, value) if option in options.model_fields else value
     return name, given
 

@@ -16,9 +16,10 @@ from ..explainer import Explainer
 from ..metrics import available, evaluate
 from ..models import Model
 from ..registry import techniques
-from ..report import save_evaluation
+from ..report import evaluation_folder, save_evaluation
 from .common import (
     DeviceOption,
+    ImagesArgument,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -35,10 +36,7 @@ from .common import (
 
 
 def evaluate_(
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="FOLDER|IMAGE", help="Folders of images, or image files.", show_default=False),
-    ],
+    images: ImagesArgument,
     model: ModelOption = None,
     weights: WeightsOption = "DEFAULT",
     technique: Annotated[
@@ -70,8 +68,15 @@ def evaluate_(
         raise InputError(f"model '{model}' has no preprocessing for images; return a cnnviz.Model from the function")
     specs = {text: read_spec(text, techniques()) for text in technique or []}
     explainers = {text: Explainer(loaded, name, memory=memory, **given) for text, (name, given) in specs.items()}
-    metrics = dict(read_spec(text, available()) for text in metric or [])
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, given in (read_spec(text, available()) for text in metric or []):
+        if name in metrics:
+            raise InputError(f"--metric {name} is named twice; evaluate once more with other options")
+        metrics[name] = given
+    evaluation_folder(metrics).check(out)
     marked = None if boxes is None else _Marked(boxes, paths, loaded)
+    if target is not None and marked is not None and marked.labels is not None:
+        raise InputError(f"{boxes} has labels, and --target was given; leave one of them out")
     with progress("loading") as bar:
         made = evaluate(
             loaded,
@@ -95,6 +100,9 @@ def evaluate_(
     for image, why in made.left_out.items():
         typer.echo(f"{image} is left out: {why}", err=True)
     typer.echo(folder / "index.html")
+
+
+_SIDES = ("left", "top", "right", "bottom")
 
 
 class _Marked:
@@ -121,7 +129,7 @@ class _Marked:
 
 
 def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
-    needed = ("image", "left", "top", "right", "bottom")
+    needed = ("image", *_SIDES)
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, skipinitialspace=True)
@@ -136,7 +144,7 @@ def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
 def _meant(name: str, paths: list[Path], place: str) -> Path:
     """Return the image that a name, or the end of a path, means."""
     parts = Path(name).parts
-    found = [path for path in paths if path.parts[-len(parts) :] == parts]
+    found = [path for path in dict.fromkeys(paths) if path.parts[-len(parts) :] == parts]
     if len(found) != 1:
         told = "is none of the images" if not found else f"may be {found[0]} or {found[1]}; give more of its path"
         raise InputError(f"{place}: '{name}' {told}")
@@ -147,9 +155,12 @@ def _moved(path: Path, rows: list[dict[str, str]], model: Model) -> Tensor:
     if not rows:
         return torch.zeros(0, 4)
     try:
-        boxes = torch.tensor([[float(row[side]) for side in ("left", "top", "right", "bottom")] for row in rows])
-    except (TypeError, ValueError) as error:
+        boxes = torch.tensor([[float(row[side] or "nothing") for side in _SIDES] for row in rows])
+    except ValueError as error:
         raise InputError(f"boxes of '{path}': {error}; expected four numbers") from error
+    for box in boxes:
+        if not bool((box[:2] <= box[2:]).all()):  # NaN neither
+            raise InputError(f"boxes of '{path}': got {box.tolist()}, expected {', '.join(_SIDES)}, in this order")
     try:
         picture = open_image(path)
     except InputError:  # it will be left out

@@ -11,6 +11,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
+from ..data import find_images
 from ..errors import InputError
 from ..explainer import explain
 from ..explanation import Explanation, Heatmap
@@ -20,6 +21,7 @@ from ..registry import techniques
 from ..technique import Technique
 from .common import (
     DeviceOption,
+    ImagesArgument,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -77,7 +79,7 @@ def _run(
     device: str,
     json: bool,
 ) -> None:
-    paths = images or []
+    paths = find_images(images or [])
     if technique.inputs != "none" and not paths:
         raise InputError(f"technique '{technique.name}' needs an image; give the path of one or more")
     loaded = load(model, weights, device)
@@ -153,7 +155,7 @@ def _command(technique: Technique) -> Callable[..., None]:
 
 _OPTION: Final = "option_"
 _COMMON: Final[dict[str, Any]] = {
-    "images": Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", show_default=False)],
+    "images": ImagesArgument,
     "model": ModelOption,
     "weights": WeightsOption,
     "target": TargetOption,

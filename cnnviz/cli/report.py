@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ..data import find_images
 from ..report import Report, make_report
 from .common import (
     DeviceOption,
+    ImagesArgument,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -24,7 +26,7 @@ from .common import (
 
 
 def report(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", show_default=False)],
+    images: ImagesArgument,
     model: ModelOption = None,
     weights: WeightsOption = "DEFAULT",
     technique: Annotated[
@@ -42,7 +44,7 @@ def report(
     with progress("loading") as bar:
         made = make_report(
             loaded,
-            images,
+            find_images(images),
             names=technique or None,
             target=parse_target(target),
             seed=seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -58,12 +58,12 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
         InputError: a place does not exist, or a folder has no images.
     """
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for place in map(Path, places):
         if not place.is_dir():
             if not place.exists():
-                raise InputError(f"'{place}' does not exist; give an image file or a folder of them")
-            found[place] = None
+                raise InputError(f"image '{place}' does not exist; give the path of an image file")
+            found.append(place)
             continue
         inside = sorted(
             path
@@ -74,8 +74,8 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
         )
         if not inside:
             raise InputError(f"folder '{place}' has no images; their names end in {', '.join(sorted(endings)[:6])}, …")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        found += inside
+    return found
 
 
 def demo_picture() -> Image.Image:
@@ -90,6 +90,8 @@ def _decode(file: io.IOBase, name: str, *, empty: bool) -> Image.Image:
         image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]  # any readable binary file will do
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter under -W error
         raise InputError(f"{name} is too large: {error}; scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is no image that Pillow can read; convert it to PNG or JPEG") from error
     except Exception as error:  # decoders raise whatever their format's parser meets
         raise InputError(f"{name} is no image that Pillow can read ({error}); convert it to PNG or JPEG") from error
     return _rgb(image, name)

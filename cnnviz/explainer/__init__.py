@@ -30,7 +30,7 @@ from .attempt import attempt
 from .call import Call
 from .inputs import Inputs, prepare
 
-__all__ = ["Explainer", "Inputs", "attempt", "explain"]
+__all__ = ["Explainer", "Inputs", "attempt", "explain", "prepare"]
 
 
 def explain(

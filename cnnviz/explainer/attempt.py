@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..errors import CnnvizError
 from ..request import Progress
 
 Made = TypeVar("Made")
 
 
-def attempt(
-    work: Callable[[Progress], Made], progress: Progress | None, *, source: object = ""
-) -> tuple[Made | None, str]:
-    """Run ``work(progress)``; return what it made and "", or None and why it failed, in whatever way.
+def attempt(work: Callable[[Progress], Made], progress: Progress | None) -> tuple[Made | None, Exception | None]:
+    """Run ``work(progress)``; return what it made and None, or None and the error by which it failed.
 
-    What `progress` raises goes through, since it cancels everything. `source` is whose fault an unforeseen error is.
+    What `progress` raises goes through, since it cancels everything.
     """
     cancelled: list[Exception] = []
 
@@ -29,12 +26,8 @@ def attempt(
             raise
 
     try:
-        return work(watched), ""
-    except CnnvizError as error:
-        if error in cancelled:
-            raise
-        return None, str(error)
+        return work(watched), None
     except Exception as error:
         if error in cancelled:
             raise
-        return None, f"{error!r}, from {source}" if source else repr(error)
+        return None, error

@@ -13,18 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from .. import render
 from ..errors import SaveError
-from ..writing import write_folder
+from ..writing import Kind
 from .provenance import Provenance
 from .types import Explanation, Gallery
 
 SIDECAR: Final = "explanation.json"
 TENSORS: Final = "tensors.safetensors"
 FORMAT: Final = 1
+FOLDER: Final = Kind("an explanation", (SIDECAR, TENSORS, "figure-*.png", "image-*.png"))
 
 
 def save(explanation: Explanation, folder: Path) -> Path:
     """Write `explanation` to `folder`, replacing one that is there; see `Explanation.save`."""
-    return write_folder(folder, partial(_write, explanation), marker=SIDECAR, holds="an explanation")
+    return FOLDER.write(folder, partial(_write, explanation))
 
 
 def _write(explanation: Explanation, folder: Path) -> None:

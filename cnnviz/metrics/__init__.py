@@ -4,7 +4,8 @@
 """
 
 from ..registry import metrics as available
-from .evaluate import Evaluation, evaluate
+from .evaluate import evaluate
+from .evaluation import Evaluation
 from .measure import measure
 
 __all__ = ["Evaluation", "available", "evaluate", "measure"]

@@ -13,11 +13,11 @@ from ..options import Options
 def average_drop(case: Case, options: Options) -> Tensor:  # noqa: ARG001  # every metric takes options
     """Share of the score that is lost when the image is multiplied by the map, 0 where it rises.
 
-    The map's positive part is stretched to [0, 1] first; scores of classes are probabilities, and so are values.
-    Chattopadhay 2018 (Grad-CAM++), section 5.1.
+    The map's positive part is stretched to [0, 1] first; scores of classes are probabilities, and so are values. NaN
+    where the score is not positive, which has no share to lose. Chattopadhay 2018 (Grad-CAM++), section 5.1.
     """
     before, after = _scores(case)
-    return (before - after).relu() / before.abs().clamp(min=torch.finfo(before.dtype).tiny)
+    return torch.where(before > 0, (before - after).relu() / before, torch.nan)
 
 
 def increase_in_confidence(case: Case, options: Options) -> Tensor:  # noqa: ARG001  # every metric takes options
@@ -35,10 +35,14 @@ def _scores(case: Case) -> tuple[Tensor, Tensor]:
     strength = case.values.sum(1, keepdim=True).relu()
     low, high = strength.amin((2, 3), keepdim=True), strength.amax((2, 3), keepdim=True)
     unit = (strength - low) / (high - low).clamp(min=torch.finfo(strength.dtype).tiny)
-    shown = request.inputs * case.as_maps(unit)[:, None]
-    both, count = torch.cat([request.inputs, shown]), len(shown)
+    images, count = request.inputs, len(strength)
+    masks = torch.cat([torch.ones_like(images[:, 0]), case.as_maps(unit).to(images)])[:, None]
     rows = torch.arange(count).repeat(2)
-    scores = request.sweep(lambda start, stop: both[start:stop], len(both), rows, probability=True)
+
+    def shown(start: int, stop: int) -> Tensor:
+        return images[rows[start:stop].to(images.device)] * masks[start:stop]
+
+    scores = request.sweep(shown, len(rows), rows, probability=True).to(case.values.dtype)
     return scores[:count], scores[count:]
 
 

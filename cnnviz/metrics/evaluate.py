@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,142 +13,23 @@ from torch import Tensor, nn
 
 from .. import targets
 from ..data import open_image
-from ..errors import InputError, PluginError, TargetError
-from ..explainer import Explainer, Inputs, attempt
+from ..errors import CnnvizError, InputError, PluginError, TargetError
+from ..explainer import Explainer, Inputs, attempt, prepare
 from ..explanation import Heatmap, Provenance
 from ..metric import Measurement, Metric
 from ..models import Model
 from ..registry import metrics as known_metrics
 from ..registry import techniques as known_techniques
-from ..request import Progress
+from ..request import Progress, within
 from ..technique import Technique
-from .measure import Boxes, Judge, explainer_of, heatmap_of
+from .evaluation import Evaluation
+from .measure import Boxes, Judge, checked_boxes, explainer_of, heatmap_of
 
-_GROUP = 16  # images that are held in memory
-_STEPS = 1000  # of progress, for each technique or metric on a group
+_GROUP = 16  # images that are explained at once
 
 Techniques: TypeAlias = "Sequence[str | Technique | Explainer] | Mapping[str, str | Technique | Explainer]"
 Metrics: TypeAlias = "Sequence[str | Metric] | Mapping[str, Mapping[str, Any]]"
 Started: TypeAlias = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A technique's mean by one metric.
-
-    Attributes:
-        mean: over the images that the metric says something about; NaN where there are none.
-        error: standard error of the mean; NaN for fewer than two images.
-        count: how many images.
-    """
-
-    mean: float
-    error: float
-    count: int
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What came out of `evaluate`.
-
-    Attributes:
-        items: the images, by name or number.
-        metrics: the metrics, by name.
-        techniques: the techniques, as they were labelled.
-        measurements: by technique and metric; rows are the items, NaN where a technique or metric failed.
-        provenance: of each technique's explanations; None where it failed on every image.
-        options: of each metric.
-        seconds: of explaining one image, by technique.
-        failures: what could not be done, and why, by technique and metric ("" where the technique itself failed).
-        left_out: images that could not be read, and why.
-    """
-
-    items: tuple[str, ...]
-    metrics: dict[str, Metric]
-    techniques: tuple[str, ...]
-    measurements: dict[tuple[str, str], Measurement]
-    provenance: dict[str, Provenance | None]
-    options: dict[str, dict[str, Any]]
-    seconds: dict[str, float]
-    failures: dict[tuple[str, str], str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def cell(self, technique: str, metric: str) -> Cell:
-        """Return a technique's mean by a metric, its standard error, and the number of images."""
-        values = self.measurements[technique, metric].values.double()
-        known = values[~values.isnan()]
-        count = len(known)
-        error = float(known.std()) / math.sqrt(count) if count > 1 else math.nan
-        return Cell(float(known.mean()) if count else math.nan, error, count)
-
-    def best(self, metric: str) -> str | None:
-        """Return the technique with the best mean by a metric, or None where there is none."""
-        means = {name: self.cell(name, metric).mean for name in self.techniques}
-        means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-        pick = max if self.metrics[metric].better == "higher" else min
-        return pick(means, key=means.__getitem__) if means else None
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return columns and rows of the comparison as text: mean ± standard error, seconds for one image."""
-        arrows = {"higher": "↑", "lower": "↓"}
-        head = ["technique", *(f"{name} {arrows[metric.better]}" for name, metric in self.metrics.items()), "s / image"]
-        rows = []
-        for name in self.techniques:
-            cells = [self.cell(name, metric) for metric in self.metrics]
-            rows.append([name, *map(told, cells), f"{self.seconds[name]:.3g}" if name in self.seconds else "–"])
-        return head, rows
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data; numbers that are not known are None."""
-        return {
-            "images": list(self.items),
-            "left_out": self.left_out,
-            "metrics": {
-                name: {"better": metric.better, "summary": metric.summary, "options": self.options[name]}
-                for name, metric in self.metrics.items()
-            },
-            "techniques": {
-                name: {
-                    "provenance": made.to_json() if (made := self.provenance[name]) else None,
-                    "seconds": self.seconds.get(name),
-                    "metrics": {metric: self._numbers(name, metric) for metric in self.metrics},
-                }
-                for name in self.techniques
-            },
-            "failures": [{"technique": t, "metric": m, "reason": why} for (t, m), why in self.failures.items()],
-        }
-
-    def _numbers(self, technique: str, metric: str) -> dict[str, Any]:
-        cell, made = self.cell(technique, metric), self.measurements[technique, metric]
-        numbers: dict[str, Any] = {"mean": _plain(cell.mean), "standard_error": _plain(cell.error), "count": cell.count}
-        numbers["values"] = [_plain(value) for value in made.values.tolist()]
-        if made.curves is not None and made.places is not None:
-            numbers["places"] = made.places.tolist()
-            numbers["curves"] = [[_plain(value) for value in row] for row in made.curves.tolist()]
-        return numbers
-
-    def figure(self, metric: str) -> Any:
-        """Return a matplotlib figure of a metric: each technique's mean, and its mean curve where there are curves."""
-        from .plot import figure
-
-        return figure(self, metric)
-
-    def _repr_html_(self) -> str:
-        head, rows = self.table()
-        cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def told(cell: Cell) -> str:
-    """Return a mean and its standard error as text."""
-    if math.isnan(cell.mean):
-        return "–"
-    return f"{cell.mean:.3g}" if math.isnan(cell.error) else f"{cell.mean:.3g} ± {cell.error:.1g}"
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def evaluate(
@@ -195,90 +73,32 @@ def evaluate(
         >>> made.cell("saliency", "deletion").count
         4
     """
+    techniques = [techniques] if isinstance(techniques, str) else techniques
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     explainers = _explainers(model, techniques, memory)
     judges = _judges(model, metrics, memory, boxed=boxes is not None)
-    items = _items(inputs)
-    wanted = _wanted(target, len(items), model)
-    if boxes is not None and len(boxes) != len(items):
-        raise InputError(f"boxes: got those of {len(boxes)} inputs, expected {len(items)}")
+    described = model if isinstance(model, Model) else Model(model)
+    items = _items(inputs, described)
+    wanted = _wanted(target, len(items), described)
+    near = None if boxes is None else checked_boxes(boxes, len(items))
     record = _Record(explainers, judges)
-    groups = range(0, len(items), _GROUP)
-    rounds = (1 + len(judges)) * len(explainers)
-    for number, start in enumerate(groups):
-        part = items[start : start + _GROUP]
-        images, places = _opened(part, record)
-        given = _Group(
-            images,
-            [wanted[start + i] for i in places] if isinstance(wanted, list) else wanted,
-            None if boxes is None else [boxes[start + i] for i in places],
-            seed,
-        )
-        for turn, label in enumerate(explainers if places else ()):
-            before = number * rounds + turn * (1 + len(judges))
-            _run(record, label, given, _Steps(progress, started, before, len(groups) * rounds))
-    if not record.items:
-        raise InputError(f"none of the {len(items)} images can be read: {next(iter(record.left_out.values()))}")
-    return record.evaluation()
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Images that are explained at once, with their targets and boxes."""
-
-    images: Any
-    target: Any
-    boxes: Any
-    seed: int
-
-
-@dataclass
-class _Steps:
-    """Progress within one of many rounds, in thousandths of a round."""
-
-    progress: Progress | None
-    started: Started | None
-    done: int
-    total: int
-
-    def begin(self, what: str) -> Progress:
-        """Begin another round; return its progress."""
-        before, self.done = self.done, self.done + 1
-        if self.started is not None:
-            self.started(what)
-
-        def step(done: int, total: int) -> None:
-            if self.progress is not None:
-                share = min(done * _STEPS // max(total, 1), _STEPS)
-                self.progress(before * _STEPS + share, self.total * _STEPS)
-
-        return step
-
-
-def _run(record: _Record, label: str, group: _Group, steps: _Steps) -> None:
-    """Explain a group of images by one technique, and measure the maps by every metric."""
-    count = len(group.images)
-    explainer = record.explainers[label]
-    heatmap, why = attempt(
-        lambda step: heatmap_of(explainer, group.images, group.target, seed=group.seed, progress=step),
-        steps.begin(label),
-    )
-    record.explained(label, heatmap, why, count)
-    for name, judge in record.judges.items():
-        step = steps.begin(f"{label}, {name}")
-        if heatmap is None:
-            record.measured(label, name, None, "", count)
-            continue
-        goal = group.target if heatmap.target is None else heatmap.target
-        work = partial(_judged, judge, group, heatmap.values, goal, explainer)
-        record.measured(label, name, *attempt(work, step), count)
-
-
-def _judged(
-    judge: Judge, group: _Group, values: Tensor, target: Any, explainer: Explainer, progress: Progress
-) -> Measurement:
-    return judge(
-        group.images, values, target, boxes=group.boxes, explainer=explainer, seed=group.seed, progress=progress
-    )
+    rounds = len(explainers) * (1 + len(judges))
+    for group in _groups(items, described, record):
+        numbers = [number for number, _ in group]
+        images = torch.stack([row for _, row in group])
+        chosen = [wanted[i] for i in numbers] if isinstance(wanted, list) else wanted
+        beside = None if near is None else [near[i] for i in numbers]
+        begin, end = numbers[0] / len(items), (numbers[-1] + 1) / len(items)
+        for turn, (label, name) in enumerate((t, m) for t in explainers for m in ("", *judges)):
+            if started is not None:
+                started(f"{label}, {name}" if name else label)
+            share = (begin + (end - begin) * done / rounds for done in (turn, turn + 1))
+            step = None if progress is None else within(progress, (next(share), next(share)))
+            if not name:
+                record.explain(label, images, chosen, seed, step)
+            else:
+                record.measure(label, name, images, chosen, beside, seed, step)
+    return record.evaluation(len(items))
 
 
 class _Record:
@@ -289,30 +109,53 @@ class _Record:
         self.judges = judges
         self.items: list[str] = []
         self.left_out: dict[str, str] = {}
-        self._failures: dict[tuple[str, str], str] = {}
+        self._heatmap: Heatmap | None = None  # the last one
+        self._errors: dict[tuple[str, str], Exception] = {}
         self._provenance: dict[str, Provenance | None] = dict.fromkeys(explainers)
         self._seconds: dict[str, tuple[float, int]] = {}
         self._parts: dict[tuple[str, str], list[Measurement]] = {}
 
-    def explained(self, label: str, heatmap: Heatmap | None, why: str, count: int) -> None:
-        """Take in what a technique made of a group of images, or why it failed."""
-        if heatmap is None:
-            self._failures.setdefault((label, ""), why)
-            return
-        assert heatmap.provenance is not None
-        self._provenance[label] = heatmap.provenance
-        seconds, images = self._seconds.get(label, (0.0, 0))
-        self._seconds[label] = (seconds + heatmap.provenance.seconds, images + count)
+    def explain(self, label: str, images: Tensor, target: Any, seed: int, step: Progress | None) -> None:
+        """Explain a group of images by one technique."""
+        explainer = self.explainers[label]
+        self._heatmap, error = attempt(
+            lambda watched: heatmap_of(explainer, images, target, seed=seed, progress=watched), step
+        )
+        if error is not None:
+            self._errors.setdefault((label, ""), error)
+        if self._heatmap is not None and self._heatmap.provenance is not None:
+            self._provenance[label] = self._heatmap.provenance
+            seconds, count = self._seconds.get(label, (0.0, 0))
+            self._seconds[label] = (seconds + self._heatmap.provenance.seconds, count + len(images))
 
-    def measured(self, label: str, metric: str, made: Measurement | None, why: str, count: int) -> None:
-        """Take in what a metric made of the explanations of a group of images, or why it failed."""
-        if why:
-            self._failures.setdefault((label, metric), why)
-        made = made or Measurement(torch.full((count,), math.nan))
-        self._parts.setdefault((label, metric), []).append(made)
+    def measure(
+        self, label: str, name: str, images: Tensor, target: Any, boxes: Any, seed: int, step: Progress | None
+    ) -> None:
+        """Measure what was explained last by one metric."""
+        heatmap, judge, explainer = self._heatmap, self.judges[name], self.explainers[label]
+        parts = self._parts.setdefault((label, name), [])
+        made, error = None, None
+        if heatmap is not None:
+            goal = target if heatmap.target is None else heatmap.target
+            given = {"boxes": boxes, "explainer": explainer, "seed": seed}
+            made, error = attempt(
+                lambda watched: _like(judge(images, heatmap.values, goal, **given, progress=watched), parts), step
+            )
+        if error is not None:
+            self._errors.setdefault((label, name), error)
+        parts.append(made or Measurement(torch.full((len(images),), math.nan)))
 
-    def evaluation(self) -> Evaluation:
-        """Return all of it."""
+    def evaluation(self, count: int) -> Evaluation:
+        """Return all of it.
+
+        Raises:
+            CnnvizError: nothing could be read, or measured.
+        """
+        if not self.items:
+            raise InputError(f"none of the {count} images can be read: {next(iter(self.left_out.values()))}")
+        if self._errors and all(part.values.isnan().all() for parts in self._parts.values() for part in parts):
+            first = next(iter(self._errors.values()))
+            raise first if isinstance(first, CnnvizError) else PluginError(f"nothing could be measured: {first!r}")
         return Evaluation(
             items=tuple(self.items),
             metrics={name: judge.metric for name, judge in self.judges.items()},
@@ -321,21 +164,33 @@ class _Record:
             provenance=self._provenance,
             options={n: judge.explainer.options.model_dump(mode="json") for n, judge in self.judges.items()},
             seconds={label: seconds / images for label, (seconds, images) in self._seconds.items()},
-            failures=self._failures,
+            failures={key: _told(error) for key, error in self._errors.items()},
             left_out=self.left_out,
         )
 
 
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, CnnvizError) else repr(error)
+
+
+def _like(made: Measurement, parts: list[Measurement]) -> Measurement:
+    """Return a measurement on the CPU, after checking that its curves can stand beside those of other groups."""
+    before = next((part.curves for part in parts if part.curves is not None), made.curves)
+    if before is not None and made.curves is not None and made.curves.shape[1] != before.shape[1]:
+        raise PluginError(f"its curves have {made.curves.shape[1]} points here, and {before.shape[1]} on other images")
+    curves, places = (None if x is None else x.cpu() for x in (made.curves, made.places))
+    return Measurement(made.values.cpu(), curves, places, made.axes)
+
+
 def _joined(parts: list[Measurement]) -> Measurement:
     """Join the measurements of consecutive groups; one that failed has no curves."""
-    values = torch.cat([part.values.cpu() for part in parts])
+    values = torch.cat([part.values for part in parts])
     model = next((part for part in parts if part.curves is not None), None)
     if model is None or model.places is None:
         return Measurement(values)
     width = len(model.places)
-    blank = (torch.full((len(part.values), width), math.nan) for part in parts)
-    curves = [none if part.curves is None else part.curves.cpu() for part, none in zip(parts, blank, strict=True)]
-    return Measurement(values, torch.cat(curves), model.places.cpu(), model.axes)
+    curves = [torch.full((len(part.values), width), math.nan) if part.curves is None else part.curves for part in parts]
+    return Measurement(values, torch.cat(curves), model.places, model.axes)
 
 
 def _explainers(
@@ -348,7 +203,11 @@ def _explainers(
             if technique.family == "attribution" and technique.inputs == "each" and not technique.thousands
         ]
     if not isinstance(techniques, Mapping):
-        techniques = {_label(technique): technique for technique in techniques}
+        labels = [_label(technique) for technique in techniques]
+        double = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+        if double is not None:
+            raise InputError(f"technique '{double}' is named twice; give a dictionary with labels of your own")
+        techniques = dict(zip(labels, techniques, strict=True))
     if not techniques:
         raise PluginError("there is no technique to evaluate; name one")
     return {label: explainer_of(model, technique, memory) for label, technique in techniques.items()}
@@ -365,41 +224,54 @@ def _judges(
     if metrics is None:
         metrics = [m for m in known_metrics().usable().values() if not m.explains and (boxed or not m.boxes)]
     named = metrics.items() if isinstance(metrics, Mapping) else [(metric, {}) for metric in metrics]
-    made = {}
+    made: dict[str, Judge] = {}
     for metric, options in named:
         judge = Judge(model, metric, memory=memory, **options)
+        if judge.metric.name in made:
+            raise InputError(f"metric '{judge.metric.name}' is named twice; evaluate it once more by itself")
         if judge.metric.boxes and not boxed:
             raise InputError(f"metric '{judge.metric.name}' compares with boxes; give boxes=… for each input")
         made[judge.metric.name] = judge
+    if not made:
+        raise PluginError("there is no metric to evaluate by; name one")
     return made
 
 
-def _items(inputs: Any) -> list[tuple[str, Any]]:
-    """Return each input with its name."""
-    if isinstance(inputs, Tensor):
-        return [(str(i), row) for i, row in enumerate(inputs)]
+def _items(inputs: Any, model: Model) -> list[tuple[str, Any]]:
+    """Return each input with its name: rows of a tensor, or pictures that are opened later.
+
+    Raises:
+        InputError: neither a float tensor that the model can take, nor pictures that it can be fed.
+    """
     given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if isinstance(inputs, Tensor):
+        return [(str(i), row) for i, row in enumerate(prepare(inputs, model)[0])]
+    if not given or model.preprocess is None or not all(isinstance(item, (str, Path, Image.Image)) for item in given):
+        prepare(inputs, model)  # which tells what is wrong
     return [(str(item) if isinstance(item, (str, Path)) else str(i), item) for i, item in enumerate(given)]
 
 
-def _opened(items: list[tuple[str, Any]], record: _Record) -> tuple[Any, list[int]]:
-    """Return what can be read of some inputs, as `explain` takes it, and their places."""
-    images: list[Any] = []
-    places: list[int] = []
-    for place, (name, item) in enumerate(items):
+def _groups(items: list[tuple[str, Any]], model: Model, record: _Record) -> Iterator[list[tuple[int, Tensor]]]:
+    """Yield numbers and rows, (C, H, W), of consecutive inputs of one size; what cannot be read is left out."""
+    group: list[tuple[int, Tensor]] = []
+    for number, (name, item) in enumerate(items):
         try:
-            images.append(open_image(item) if isinstance(item, (str, Path, Image.Image)) else item)
+            row = item if isinstance(item, Tensor) else model.prepare([open_image(item)])[0]
         except InputError as error:
             record.left_out[name] = str(error)
             continue
-        places.append(place)
         record.items.append(name)
-    return torch.stack(images) if images and isinstance(images[0], Tensor) else images, places
+        if len(group) == _GROUP or (group and group[0][1].shape != row.shape):
+            yield group
+            group = []
+        group.append((number, row))
+    if group:
+        yield group
 
 
-def _wanted(target: targets.Target, count: int, model: nn.Module | Model) -> Any:
+def _wanted(target: targets.Target, count: int, model: Model) -> Any:
     """Return a class index for each input, or what all have in common."""
-    resolved = targets.resolve(target, count, model.labels if isinstance(model, Model) else None)
+    resolved = targets.resolve(target, count, model.labels)
     if targets.columns(resolved) > 1:
         raise TargetError(f"target: got {targets.columns(resolved)} for each input; evaluate them one by one")
     return resolved[:, 0].tolist() if isinstance(resolved, Tensor) else resolved

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import OptionError
 from ..hookspecs import RegisterMetric, hookimpl
@@ -25,7 +27,9 @@ class InfidelityOptions(Options):
         description="squares: a window is covered, and its part of the map should add up to the drop; noise is taken "
         "from the input, and its product with the map should be the change, as for derivatives",
     )
-    window: Pair = Field((32, 32), description="height and width of what squares cover, in pixels")
+    window: Pair | None = Field(
+        None, description="height and width of what squares cover, in pixels; a seventh of the image's by default"
+    )
     baseline: Baseline = Field(
         0.0, description="what covers: a number, one per channel, or an image, in the units of the model's input"
     )
@@ -36,35 +40,37 @@ class InfidelityOptions(Options):
 def infidelity(case: Case, options: InfidelityOptions) -> Tensor:
     """Mean square difference between what the map foretells for a change of the input and what the score does.
 
-    In squares of the raw score. Yeh 2019, definition 2.1, and section 2.2 for the scaling.
+    In squares of the raw score. Yeh 2019, definition 2.1; scaled as captum's `normalize` does.
     """
     request = case.request
-    images = request.inputs
-    count = len(images)
+    count = len(request.inputs)
     original = request.base_scores().double()
-    values = case.values if len(case.values[0]) in (1, images.shape[1]) else case.values.sum(1, keepdim=True)
-    if values.shape[2:] != images.shape[2:]:
-        values = case.as_maps(values)[:, None]
-    told, seen = [], []
+    draw = _windows if options.perturbation == "squares" else _noise
+    foretold, seen = [], []
     for start in range(0, options.samples, _AT_ONCE):
-        draws = min(_AT_ONCE, options.samples - start)
-        changed, foretold = (_covered if options.perturbation == "squares" else _noisy)(case, options, values, draws)
-        rows = torch.arange(count).repeat_interleave(draws)
-        scores = request.sweep(lambda i, j, made=changed: made[i:j], len(rows), rows)  # type: ignore[misc]
-        told.append(foretold.double())
-        seen.append(original[:, None] - scores.double().reshape(count, draws))
-    expected, found = torch.cat(told, 1), torch.cat(seen, 1)
+        stop = min(start + _AT_ONCE, options.samples)
+        expected, changed = draw(case, options, stop - start)
+        rows = torch.arange(count).repeat_interleave(stop - start)
+        share = start / options.samples, stop / options.samples
+        scores = request.sweep(changed, len(rows), rows, share=share).double()
+        foretold.append(expected)
+        seen.append(original[:, None] - scores.reshape(count, stop - start))
+    told, found = torch.cat(foretold, 1), torch.cat(seen, 1)
     if options.normalise:
-        square = expected.square().sum(1)
-        expected = expected * ((expected * found).sum(1) / torch.where(square == 0, 1, square))[:, None]
-    return (expected - found).square().mean(1).to(images.dtype)
+        square = told.square().sum(1)
+        told = told * ((told * found).sum(1) / torch.where(square == 0, 1, square))[:, None]
+    return (told - found).square().mean(1).to(case.values.dtype)
 
 
-def _covered(case: Case, options: InfidelityOptions, values: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Cover a window of each image: (N * draws, C, H, W), and what its part of the map adds up to, (N, draws)."""
+_Drawn: TypeAlias = tuple[Tensor, Callable[[int, int], Tensor]]
+"""What the maps foretell, (N, draws), and a function that makes the changed images, draws of one image together."""
+
+
+def _windows(case: Case, options: InfidelityOptions, draws: int) -> _Drawn:
+    """Draw windows to cover; a map foretells the sum of its values in them."""
     images = case.request.inputs
     count, (height, width) = len(images), images.shape[2:]
-    rows, columns = options.window
+    rows, columns = options.window or (max(1, round(height / 7)), max(1, round(width / 7)))
     if rows > height or columns > width:
         raise OptionError(
             f"option 'window' of 'infidelity': got {options.window}, expected at most the image's {(height, width)}"
@@ -72,21 +78,30 @@ def _covered(case: Case, options: InfidelityOptions, values: Tensor, draws: int)
     generator = case.request.generator
     top = torch.randint(height - rows + 1, (draws,), generator=generator)
     left = torch.randint(width - columns + 1, (draws,), generator=generator)
-    boxes = torch.stack([top, top + rows, left, left + columns], 1)
-    owner = torch.arange(count).repeat_interleave(draws)
-    windows = torch.cat([owner[:, None], boxes.repeat(count, 1)], 1)
-    ahead = torch.nn.functional.pad(values.double().sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0))  # summed-area table
     bottom, right = top + rows, left + columns
-    foretold = ahead[:, bottom, right] - ahead[:, top, right] - ahead[:, bottom, left] + ahead[:, top, left]
-    return occlude(images, windows, case.request.baseline(options.baseline)), foretold
+    table = pad(case.maps.double().cumsum(1).cumsum(2), (1, 0, 1, 0))  # the sum of what lies above and to the left
+    foretold = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
+    owner = torch.arange(count).repeat_interleave(draws)
+    boxes = torch.stack([top, bottom, left, right], 1).repeat(count, 1)
+    windows = torch.cat([owner[:, None], boxes], 1)
+    cover = case.request.baseline(options.baseline)
+    return foretold, lambda start, stop: occlude(images, windows[start:stop], cover)
 
 
-def _noisy(case: Case, options: InfidelityOptions, values: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Take noise from each image: (N * draws, C, H, W), and its product with the map, (N, draws)."""
+def _noise(case: Case, options: InfidelityOptions, draws: int) -> _Drawn:
+    """Draw noise to take away; a map foretells its product with it."""
     images = case.request.inputs
+    values = case.values if case.values.shape[1:] == images.shape[1:] else case.maps[:, None]
     noise = torch.randn(draws, *images.shape[1:], generator=case.request.generator).to(images) * options.noise
-    foretold = torch.einsum("nchw,schw->ns", values.expand_as(images).double(), noise.double())
-    return (images[:, None] - noise).flatten(0, 1), foretold
+    # One map for all channels counts for each of them.
+    summed = noise if values.shape[1] == noise.shape[1] else noise.sum(1, keepdim=True)
+    foretold = values.flatten(1).double() @ summed.flatten(1).double().T
+    place = torch.arange(len(images) * draws, device=images.device)
+
+    def changed(start: int, stop: int) -> Tensor:
+        return images[place[start:stop] // draws] - noise[place[start:stop] % draws]
+
+    return foretold, changed
 
 
 @hookimpl

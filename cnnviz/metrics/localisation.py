@@ -14,7 +14,7 @@ class PointingGameOptions(Options):
     """Options of `pointing-game`."""
 
     tolerance: float = Field(
-        0.0, ge=0, le=1000, description="pixels by which a hit may miss its box; the paper allows 15"
+        0.0, ge=0, le=1000, description="pixels by which each side of a box is moved outwards; the paper allows 15"
     )
 
 

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, PluginError, TargetError
+from ..errors import InputError, ModelError, PluginError, TargetError
 from ..explainer import Explainer, Inputs
 from ..explanation import Heatmap
 from ..metric import Case, Measurement, Metric
-from ..models import Model
+from ..models import Model, unwrap
 from ..registry import metrics
-from ..request import Progress, Request
+from ..request import Progress, Request, within
 from ..targets import Target, describe
 from ..technique import Technique
 
-Explained: TypeAlias = "Heatmap | Tensor | str | Technique | Explainer"
+Explained: TypeAlias = "Heatmap | Tensor | numpy.ndarray[Any, Any] | str | Technique | Explainer"
 """Finished maps, or what makes them."""
 
 Boxes: TypeAlias = "Sequence[Tensor | Sequence[Sequence[float]]]"
@@ -44,8 +45,8 @@ def measure(
     Args:
         model: as for `explain`.
         inputs: as for `explain`.
-        explained: the inputs' `Heatmap` or (N, C, h, w) tensor from anywhere, or what makes it: a technique's name, a
-            `Technique`, or an `Explainer` with options and layers of its own.
+        explained: the inputs' `Heatmap`, or (N, C, h, w) tensor or array from anywhere, or what makes it: a technique's
+            name, a `Technique`, or an `Explainer` with options and layers of its own.
         metric: a name from `available()`, or a `Metric` of your own.
         target: as for `explain`; None is what a `Heatmap` explains, else each sample's top class.
         boxes: for each input its boxes, (k, 4) as left, top, right and bottom in pixels of the input, for metrics that
@@ -65,6 +66,7 @@ def measure(
         torch.Size([2, 5])
     """
     judge = Judge(model, metric, memory=memory, **options)
+    explained = torch.as_tensor(explained) if isinstance(explained, numpy.ndarray) else explained
     explainer = None if isinstance(explained, (Heatmap, Tensor)) else explainer_of(model, explained, memory)
     if explainer is not None:
         explained = heatmap_of(explainer, inputs, target, seed=seed, progress=progress)
@@ -85,7 +87,12 @@ def _target_of(heatmap: Heatmap, target: Target) -> Target:
 
 def explainer_of(model: nn.Module | Model, made_by: Any, memory: int | str | None) -> Explainer:
     """Return the explainer for what names one."""
-    return made_by if isinstance(made_by, Explainer) else Explainer(model, made_by, memory=memory)
+    if not isinstance(made_by, Explainer):
+        return Explainer(model, made_by, memory=memory)
+    module = model.module if isinstance(model, Model) else model
+    if made_by.model is None or unwrap(made_by.model.module) is not unwrap(module):
+        raise ModelError("the Explainer was made for another network than the one that is given; make it for this one")
+    return made_by
 
 
 def heatmap_of(
@@ -133,20 +140,26 @@ class Judge:
             raise InputError(f"metric '{metric.name}' compares with boxes; give boxes=… for each input")
         with self.explainer.request(inputs, target, seed=seed, progress=progress) as request:
             images = request.inputs
-            if values.dim() != 4 or len(values) != len(images):
+            if values.dim() != 4 or len(values) != len(images) or values.numel() == 0:
                 raise InputError(
                     f"explanations: got {describe(values)} for inputs {tuple(images.shape)}, expected (N, C, h, w), "
                     "a row for each input; explain one target for each"
                 )
+            if not values.is_floating_point():
+                raise InputError(f"explanations: got {values.dtype}, expected floating point; convert them")
             if not bool(torch.isfinite(values).all()):
                 raise InputError("explanations: got values that are not finite; look for NaN in what made them")
+            dtype = torch.promote_types(torch.promote_types(values.dtype, images.dtype), torch.float32)
             case = Case(
                 request,
-                values.detach().to(images),
-                None if boxes is None else _boxes(boxes, len(images)),
-                None if explainer is None else _explains(explainer, request, target, seed),
+                values.detach().to(images.device, dtype, copy=True),
+                None if boxes is None else checked_boxes(boxes, len(images)),
+                None if explainer is None else _explains(explainer, request, target, seed, dtype),
             )
-            made = metric.function(case, self.explainer.options)
+            try:
+                made = metric.function(case, self.explainer.options)
+            except SystemExit as error:
+                raise PluginError(f"metric '{metric.name}' called sys.exit({error.code!r})") from error
             request.progress(1, 1)
         if not isinstance(made, (Tensor, Measurement)):
             raise PluginError(f"metric '{metric.name}' returned {describe(made)}, expected a tensor or a Measurement")
@@ -156,31 +169,43 @@ class Judge:
         return replace(made, values=made.values.detach(), curves=None if made.curves is None else made.curves.detach())
 
 
-def _explains(explainer: Explainer, request: Request, target: Target, seed: int) -> Any:
+def _explains(explainer: Explainer, request: Request, target: Target, seed: int, dtype: torch.dtype) -> Any:
     """Return a function that explains other inputs, or another network, for the targets that the request has."""
     fixed: list[Any] = []
 
-    def explain(inputs: Tensor, module: nn.Module | None) -> Tensor:
+    def explain(inputs: Tensor, module: nn.Module | None, share: tuple[float, float]) -> Tensor:
         if not fixed:
             classes = request.classes()
             fixed.append(target if classes is None else classes)
         chosen = explainer if module is None else explainer.on(module)
-        made = heatmap_of(chosen, inputs, fixed[0], seed=seed, progress=None)
-        return made.values.to(request.inputs)
+        made = heatmap_of(chosen, inputs, fixed[0], seed=seed, progress=within(request.progress, share))
+        return made.values.to(request.inputs.device, dtype)
 
     return explain
 
 
-def _boxes(boxes: Boxes, count: int) -> tuple[Tensor, ...]:
+def checked_boxes(boxes: Boxes, count: int) -> tuple[Tensor, ...]:
+    """Return each input's boxes as a tensor (k, 4).
+
+    Raises:
+        InputError: boxes are missing, or are not left, top, right and bottom.
+    """
+    if not isinstance(boxes, Sequence):
+        raise InputError(
+            f"boxes: got {boxes!r}, expected those of each input: a list of (k, 4), [] where there are none"
+        )
     if len(boxes) != count:
         raise InputError(f"boxes: got those of {len(boxes)} inputs, expected {count}; give [] where there are none")
     made = []
     for i, given in enumerate(boxes):
-        box = torch.as_tensor(given, dtype=torch.float64).reshape(-1, 4) if len(given) == 0 else torch.as_tensor(given)
-        box = box.double()
-        if box.dim() != 2 or box.shape[1] != 4 or not bool((box[:, :2] <= box[:, 2:]).all()):
-            raise InputError(
-                f"boxes of input {i}: got {given!r}, expected (k, 4): left, top, right and bottom, in this order"
-            )
+        told = f"boxes of input {i}: got {given!r}, expected (k, 4): left, top, right and bottom, in this order"
+        try:
+            box = torch.as_tensor(given, dtype=torch.float64)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(told) from error
+        box = box.reshape(0, 4) if box.numel() == 0 else box
+        right = box.dim() == 2 and box.shape[1] == 4 and bool(torch.isfinite(box).all())
+        if not (right and bool((box[:, :2] <= box[:, 2:]).all())):
+            raise InputError(told)
         made.append(box)
     return tuple(made)

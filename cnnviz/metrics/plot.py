@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .evaluation import Evaluation
 
 _BAR = 0.34  # inches for each technique
 
@@ -64,8 +63,9 @@ def _curves(axes: Any, evaluation: Evaluation, metric: str, names: list[str], co
 
 def _colours(evaluation: Evaluation) -> dict[str, str]:
     """Return a colour for each technique, the same in every plot."""
-    import cmap
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
-    scale, names = cmap.Colormap("cmasher:guppy"), evaluation.techniques
-    places = torch.linspace(0, 1, max(len(names), 2)).tolist()
-    return {name: scale(place).hex for name, place in zip(names, places, strict=False)}
+    names = evaluation.techniques
+    shades: Any = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    return {name: to_hex(shades(place % shades.N)) for place, name in enumerate(names)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..hookspecs import RegisterMetric, hookimpl
 from ..metric import Case, Measurement, Metric
-from ..models import own_randomness
+from ..models import own_randomness, replicate
 from ..options import Field, Options
 
 
@@ -22,19 +21,19 @@ class RandomisationOptions(Options):
     draw: Literal["shuffle", "reset"] = Field(
         "shuffle",
         description="shuffle each weight tensor's numbers, which keeps their scale, or reset layers to what they are "
-        "born with",
+        "born with, those that can be",
     )
     absolute: bool = Field(False, description="compare magnitudes, whatever their signs")
 
 
 def parameter_randomisation(case: Case, options: RandomisationOptions) -> Measurement:
-    """Rank correlation of the map with that of the network whose weights are all random; near 0 is right.
+    """How far the map ranks places as the map of the network whose weights are all random does; near 0 is right.
 
     Layers are randomised one after the other from the last to the first; the curve has Spearman's correlation on the
-    way, the value is its end. Adebayo 2018, section 3.1.
+    way, the value is the magnitude of its end; NaN for a map that is the same everywhere. Adebayo 2018, section 3.1.
     """
     request = case.request
-    net = copy.deepcopy(request.model)
+    net = _with_own_weights(request.model)
     layers = _from_the_last(case, net)
     if not layers:
         raise ModelError("the network has no parameters that could be randomised")
@@ -45,12 +44,24 @@ def parameter_randomisation(case: Case, options: RandomisationOptions) -> Measur
     for stage in range(stages):
         for number in range(stops[stage], stops[stage + 1]):
             _randomise(layers[number], options.draw, request.generator)
-        changed = case.as_maps(case.explain(request.inputs, net))
-        found.append(_likeness(before, changed, absolute=options.absolute))
-        request.progress(stage + 1, stages)
+        again = case.explain(request.inputs, net, share=(stage / stages, (stage + 1) / stages))
+        found.append(_likeness(before, case.as_maps(again), absolute=options.absolute))
     curves = torch.stack(found, 1).to(case.values.dtype)
+    flat = before.flatten(1)
+    curves[flat.amax(1) == flat.amin(1)] = torch.nan
     axes = ("layers randomised, from the last", "rank correlation")
-    return Measurement(curves[:, -1], curves, torch.tensor(stops), axes)
+    return Measurement(curves[:, -1].abs(), curves, torch.tensor(stops), axes)
+
+
+def _with_own_weights(model: nn.Module) -> nn.Module:
+    """Return a replica whose parameters are copies."""
+    net = replicate(model)
+    copies: dict[int, nn.Parameter] = {}  # by identity, as modules may share one
+    for module in net.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            copy = copies.setdefault(id(weight), nn.Parameter(weight.detach().clone(), requires_grad=False))
+            setattr(module, name, copy)
+    return net
 
 
 def _from_the_last(case: Case, net: nn.Module) -> list[nn.Module]:

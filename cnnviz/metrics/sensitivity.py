@@ -22,17 +22,18 @@ class MaxSensitivityOptions(Options):
 def max_sensitivity(case: Case, options: MaxSensitivityOptions) -> Tensor:
     """Largest change of the explanation among random neighbours of the input, relative to the explanation.
 
-    Frobenius norms; uniform noise in each number; the target stays. Yeh 2019, section 4.
+    NaN for an explanation of zeros. Frobenius norms; uniform noise in each number; the target stays. Yeh 2019,
+    definition of max-sensitivity, divided by the explanation's norm as captum does.
     """
     images = case.request.inputs
     size = case.values.flatten(1).norm(dim=1)
     largest = torch.zeros_like(size)
     for i in range(options.samples):
         noise = torch.rand(images.shape[1:], generator=case.request.generator) * 2 - 1
-        changed = case.explain(images + noise.to(images) * options.radius)
+        share = i / options.samples, (i + 1) / options.samples
+        changed = case.explain(images + noise.to(images) * options.radius, share=share)
         largest = torch.maximum(largest, (changed - case.values).flatten(1).norm(dim=1))
-        case.request.progress(i + 1, options.samples)
-    return largest / torch.where(size == 0, 1, size)
+    return torch.where(size > 0, largest / size, torch.nan)
 
 
 @hookimpl

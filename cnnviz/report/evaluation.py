@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from ..explanation import Provenance
-from ..metrics import Evaluation
-from ..writing import write_folder
+from ..metrics import Evaluation, available
+from ..writing import Kind
 from .template import render_page
 
 PAGE: Final = "index.html"
@@ -45,7 +46,12 @@ def save_evaluation(evaluation: Evaluation, folder: str | Path) -> Path:
         with (place / VALUES).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(_rows(evaluation))
 
-    return write_folder(folder, write, marker=NUMBERS, holds="an evaluation")
+    return evaluation_folder(evaluation.metrics).write(folder, write)
+
+
+def evaluation_folder(metrics: Iterable[str]) -> Kind:
+    """Return what a folder with an evaluation by these metrics, or any that are installed, may hold."""
+    return Kind("an evaluation", (PAGE, NUMBERS, VALUES, *(f"{name}.png" for name in {*metrics, *available()})))
 
 
 def evaluation_page(evaluation: Evaluation, drawn: dict[str, str]) -> str:
@@ -56,6 +62,11 @@ def evaluation_page(evaluation: Evaluation, drawn: dict[str, str]) -> str:
     return render_page(
         "evaluation.html.j2",
         evaluation=evaluation,
+        counts=[
+            (len(evaluation.techniques), "technique"),
+            (len(evaluation.metrics), "metric"),
+            (len(evaluation.items), "image"),
+        ],
         head=head,
         rows=rows,
         best=best,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import render
 from ..data import open_image
+from ..errors import CnnvizError
 from ..explainer import attempt, explain
 from ..explanation import Explanation
 from ..models import Model
@@ -136,12 +137,9 @@ def _attempt(
     model: Model, inputs: Tensor | None, technique: str, progress: Progress | None, **arguments: Any
 ) -> Explanation | Failure:
     """Run a technique; one that fails, in whatever way, takes no other down. Cancelling goes through."""
-    made, why = attempt(
-        lambda step: explain(model, inputs, technique, progress=step, **arguments),
-        progress,
-        source=techniques().offer(technique),
-    )
+    made, error = attempt(lambda step: explain(model, inputs, technique, progress=step, **arguments), progress)
     if made is None:
+        why = str(error) if isinstance(error, CnnvizError) else f"{error!r}, from {techniques().offer(technique)}"
         return Failure(technique, why)
     return made if made.panels(1) else Failure(technique, "it gave nothing to show")
 

@@ -47,18 +47,7 @@ def check_metric(
     """
     metric = name if isinstance(name, Metric) else available()[name]
     suite = _Suite(metric, model or SmallNet(), random_images() if inputs is None else inputs, options)
-    return suite.check(
-        {
-            "documentation": suite.documentation,
-            "options": suite.options_validated,
-            "unchanged": suite.unchanged_after_success,  # before others that run it: a seed set twice shows no change
-            "result": suite.result,
-            "determinism": suite.determinism,
-            "batch": suite.batch_equals_singles,
-            "unchanged after an exception": suite.unchanged_after_exception,
-            "threads": suite.threads,
-        }
-    )
+    return suite.check()
 
 
 def _gradient(request: Request, options: Options) -> Tensor:  # noqa: ARG001  # every technique takes options
@@ -91,9 +80,11 @@ class _Suite(Suite):
         return all(bool(torch.isclose(x, y, rtol=0, atol=0, equal_nan=True).all()) for x, y in both)
 
     def result(self) -> None:
-        """There is a number for each sample, and no graph."""
+        """There is a finite number for each sample, and no graph."""
         made = self.run()
         self.require(made.values.shape == (len(self.inputs),), f"values are {tuple(made.values.shape)}, expected (N,)")
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in _numbers(made))
+        self.require(finite, "its result has values that are not finite")
         graph = any(tensor.requires_grad for tensor in _numbers(made))
         self.require(not graph, "its result still asks for gradients and so keeps the graph alive")
 

@@ -51,12 +51,31 @@ class Suite:
         """Whether two results are the same, bit for bit."""
         raise NotImplementedError
 
-    def check(self, checks: dict[str, Callable[[], None]]) -> list[str]:
-        """Run checks by name, and return their names.
+    def result(self) -> None:
+        """The result has the shape that it should."""
+        raise NotImplementedError
+
+    def batch_equals_singles(self) -> None:
+        """A batch gives what its samples give alone."""
+        raise NotImplementedError
+
+    def check(self, **more: Callable[[], None]) -> list[str]:
+        """Run all checks, and `more` of them by name; return their names.
 
         Raises:
             ConformanceError: a check failed.
         """
+        checks = {
+            "documentation": self.documentation,
+            "options": self.options_validated,
+            "unchanged": self.unchanged_after_success,  # before others that run it: a seed set twice shows no change
+            "result": self.result,
+            "determinism": self.determinism,
+            "batch": self.batch_equals_singles,
+            **more,
+            "unchanged after an exception": self.unchanged_after_exception,
+            "threads": self.threads,
+        }
         with warnings.catch_warnings():
             # The network is in training mode to see that it is left so.
             warnings.filterwarnings("ignore", message="the model is in training mode")

@@ -275,7 +275,7 @@ def test_randomisation_follows_quantus_rank_correlation(x: Tensor) -> None:
     assert len(seen) == 5
     assert made.curves.shape == (2, 5)
     assert made.places.tolist() == [0, 10, 20, 30, 41]  # of 20 convolutions, 20 normalisations and a linear layer
-    assert torch.equal(made.values, made.curves[:, -1])
+    assert torch.equal(made.values, made.curves[:, -1].abs())
     for stage, maps in enumerate(seen):
         for i in range(2):
             theirs = correlation_spearman(seen[0][i].flatten().numpy(), maps[i].flatten().numpy())
@@ -291,6 +291,22 @@ def test_a_map_that_looks_at_the_image_alone_does_not_notice(small: nn.Module) -
     x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     made = measure(small, x, cnnviz.Technique("edges", edges), "parameter-randomisation")
     assert made.values.tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_a_map_that_is_turned_around_does_notice_nothing_either(small: nn.Module) -> None:
+    """A correlation of -1 is no better than one of 1: the curve keeps the sign, the value does not."""
+    turns: list[int] = []
+
+    def turned(request: cnnviz.Request, options: cnnviz.Options) -> Tensor:
+        """Show the image, and its negative ever after."""
+        request.score()
+        turns.append(1)
+        return request.inputs.sum(1, keepdim=True) * (1 if len(turns) == 1 else -1)
+
+    x = torch.rand(1, 3, 12, 12, dtype=torch.float64)
+    made = measure(small, x, cnnviz.Technique("turned", turned), "parameter-randomisation")
+    assert made.curves[0, -1].item() == pytest.approx(-1.0)
+    assert made.values.item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("draw", ["shuffle", "reset"])
@@ -348,6 +364,10 @@ def test_bad_input_is_told(small: nn.Module) -> None:
         (InputError, r"expected \(N, C, h, w\)", {"explained": heat[:1]}),
         (InputError, r"expected \(N, C, h, w\)", {"explained": heat[:, 0]}),
         (InputError, "not finite", {"explained": heat / 0}),
+        (InputError, "expected floating point", {"explained": heat > 0.5}),
+        (InputError, r"expected \(N, C, h, w\)", {"explained": heat[:, :0]}),
+        (InputError, "boxes: got 5, expected those of each input", {"metric": "box-energy", "boxes": 5}),
+        (InputError, "boxes of input 0: got None", {"metric": "box-energy", "boxes": [None, []]}),
         (InputError, "boxes: got those of 1 inputs, expected 2", {"metric": "box-energy", "boxes": BOXES[:1]}),
         (InputError, "left, top, right and bottom", {"metric": "box-energy", "boxes": [[[5, 5, 1, 9]], []]}),
         (InputError, "left, top, right and bottom", {"metric": "box-energy", "boxes": [[[5, 5, 9]], []]}),
@@ -366,6 +386,28 @@ def test_bad_input_is_told(small: nn.Module) -> None:
         measure(small, x, whole, "deletion")
 
 
+def test_maps_of_numpy_are_measured_and_left_alone(small: nn.Module) -> None:
+    def spoils(case: cnnviz.Case, options: cnnviz.Options) -> Tensor:
+        """Write to the maps."""
+        return case.values.zero_().sum((1, 2, 3))
+
+    x, heat = torch.rand(2, 3, 12, 12, dtype=torch.float64), torch.rand(2, 1, 12, 12, dtype=torch.float64)
+    before = heat.clone()
+    measure(small, x, heat, cnnviz.Metric("spoils", spoils), target=0)
+    assert torch.equal(heat, before)
+    theirs = measure(small, x, heat.numpy(), "deletion", target=0)
+    assert torch.equal(theirs.values, measure(small, x, heat, "deletion", target=0).values)
+
+
+def test_maps_that_show_nothing_are_not_called_stable() -> None:
+    """Gradients of a constant score: nothing changes, and nothing was explained."""
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 3))
+    nn.init.constant_(net[0].bias, -100)
+    for metric in ("max-sensitivity", "parameter-randomisation"):
+        made = measure(net.eval(), torch.rand(2, 3, 8, 8), "saliency", metric, target=0)
+        assert made.values.isnan().all()
+
+
 def test_a_metric_of_ones_own_is_measured(small: nn.Module) -> None:
     def total(case: cnnviz.Case, options: cnnviz.Options) -> Tensor:
         """Add the map up."""
@@ -382,6 +424,60 @@ def test_a_metric_of_ones_own_is_measured(small: nn.Module) -> None:
         measure(small, x, heat, cnnviz.Metric("short", lambda case, options: torch.ones(1)), target=0)
 
 
-def test_all_metrics_come_with_a_summary() -> None:
-    assert {metric.name for metric in available().usable().values()} == set(available())
-    assert available().faults == {}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("metric", sorted(available()))
+def test_half_precision_is_measured_in_single(dtype: torch.dtype, metric: str) -> None:
+    net, x = Small().to(dtype).eval(), torch.randn(2, 3, 12, 12).to(dtype)
+    heat = 1e5 * torch.rand(2, 1, 12, 12)  # more than half precision holds
+    explained = "saliency" if available()[metric].explains else heat
+    given: dict[str, Any] = {"target": [0, 1], "boxes": [[[0, 0, 6, 6]], [[3, 3, 12, 12]]]}
+    made = measure(net, x, explained, metric, **given)
+    assert made.values.dtype == torch.float32
+    assert torch.isfinite(made.values).all()
+    if metric == "pointing-game":
+        single = measure(
+            Small().eval(), x.float(), heat, metric, target=[0, 1], boxes=[[[0, 0, 6, 6]], [[3, 3, 12, 12]]]
+        )
+        assert torch.equal(made.values, single.values)
+
+
+@pytest.mark.parametrize("metric", sorted(available()))
+def test_channels_last_changes_nothing(small: nn.Module, metric: str) -> None:
+    x = torch.randn(2, 3, 12, 10, dtype=torch.float64)
+    given: dict[str, Any] = {"target": [0, 1], "boxes": [[[0, 0, 6, 6]], [[3, 3, 10, 12]]]}
+    plain = measure(small, x, "saliency", metric, **given).values
+    last = measure(small, x.to(memory_format=torch.channels_last), "saliency", metric, **given).values
+    torch.testing.assert_close(plain, last)
+
+
+def test_infidelity_keeps_to_the_budget() -> None:
+    """Its changed images are made batch by batch."""
+    sizes: list[int] = []
+
+    class Watched(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(0 if x.is_meta else len(x))
+            return super().forward(x)
+
+    x = torch.randn(8, 3, 64, 64)
+    measure(Watched().eval(), x, torch.rand(8, 1, 64, 64), "infidelity", target=0, memory="1MiB", samples=20)
+    assert sum(sizes) >= 160
+    assert max(sizes) <= 8
+
+
+def test_a_drop_of_no_score_is_unknown() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    image = torch.rand(2, 3, 2, 2, dtype=torch.float64)
+    made = measure(net, image, torch.rand(2, 1, 2, 2), "average-drop", target=lambda output: output[:, 0] * 0)
+    assert made.values.isnan().all()
+
+
+def test_modules_that_cannot_be_pickled_are_randomised() -> None:
+    import threading
+
+    net = Small()
+    net.lock = threading.Lock()
+    net.tied = nn.Conv2d(3, 4, 3)
+    net.tied.weight = net.first.weight
+    made = measure(net.eval(), torch.rand(1, 3, 12, 12), "saliency", "parameter-randomisation", target=0)
+    assert torch.isfinite(made.values).all()

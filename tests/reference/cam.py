@@ -78,9 +78,9 @@ def score_cam(maps: Tensor, images: Tensor, score: Callable[[Tensor, int], float
     for n in range(len(maps)):
         scores = []
         for channel in maps[n]:
-            low, high = float(channel.min()), float(channel.max())
-            mask = (channel - low) / (high - low) if high > low else torch.zeros_like(channel)
-            through = bilinear(mask[None, None], (images.shape[2], images.shape[3]))
+            large = bilinear(channel[None, None], (images.shape[2], images.shape[3]))
+            low, high = float(large.min()), float(large.max())
+            through = (large - low) / (high - low) if high > low else torch.zeros_like(large)
             scores.append(score(images[n : n + 1] * through, n))
         largest = max(scores)
         shares = [math.exp(value - largest) for value in scores]

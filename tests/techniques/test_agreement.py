@@ -181,7 +181,8 @@ TAIL = """
 - **pytorch-grad-cam** stretches each map to [0, 1] and resizes it by OpenCV in float32. Stretched alike, `grad-cam`,
   `grad-cam++` and `layer-cam` agree to 1e-3. It adds 1e-6 to a divisor of Grad-CAM++, which tells where gradients are
   small; compared are scores times 10,000. Its Score-CAM enlarges masks with aligned corners.
-- **torchcam** stretches too; `cam`, `grad-cam`, `layer-cam` and `score-cam` agree to 1e-4 and better before resizing.
+- **torchcam** stretches too; `cam`, `grad-cam` and `layer-cam` agree to 1e-4 and better before resizing. Its Score-CAM
+  stretches a mask before it is enlarged, where the paper does so afterwards; with nothing to enlarge it agrees.
   Its Grad-CAM++ sums the product of maps and cubed gradients, where equation 19 of the paper sums the maps alone.
 - **captum**'s integrated gradients round the weights of their steps to float32 (1e-7); its occlusion rounds its
   quotient likewise. Its guided Grad-CAM enlarges by nearest neighbours unless told otherwise; told, it agrees to 1e-9.

@@ -193,13 +193,33 @@ def test_score_cam_equals_its_twin() -> None:
     )
 
 
-def test_score_cam_equals_torchcam() -> None:
-    net, x = network("resnet18", torch.float32), images(torch.float32)
-    mine = cnnviz.explain(net, x, "score-cam", target=TARGET, layer="layer4", upsample=None).values
-    with torchcam.methods.ScoreCAM(net, "layer4") as extractor, torch.no_grad():
+def test_score_cam_equals_other_libraries() -> None:
+    """Where maps are as large as the input, so that it does not matter how, and when, they are enlarged."""
+    net, x = network("vgg16", torch.float32), images(torch.float32)
+    mine = cnnviz.explain(net, x, "score-cam", target=TARGET, layer="features.1", upsample=None).values
+    with torchcam.methods.ScoreCAM(net, "features.1") as extractor, torch.no_grad():
         net(x)
         theirs = extractor(TARGET)[0][:, None]
     assert distance(unit(mine), theirs) < 1e-3
+    with pytorch_grad_cam.ScoreCAM(model=net, target_layers=[net.features[1]]) as extractor:
+        targets = [lambda output, k=k: output[k] for k in TARGET]
+        theirs = torch.from_numpy(extractor(x.clone(), targets=targets))[:, None]
+    assert distance(unit(mine), theirs) < 1e-3
+
+
+MANY = [name for name, technique in cnnviz.techniques().usable().items() if technique.layers == "many"]
+
+
+@pytest.mark.parametrize("technique", MANY)
+def test_several_layers_are_the_mean_of_each_alone(technique: str) -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8)),
+    )
+    net, x = net.double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    alone = [cnnviz.explain(net, x, technique, target=TARGET, layer=layer).values for layer in ("1", "4")]
+    for layers in (["1", "4"], ["4", "1"]):
+        assert_same_map(cnnviz.explain(net, x, technique, target=TARGET, layer=layers).values, sum(alone) / 2)
 
 
 @pytest.mark.filterwarnings("ignore:Setting (forward|backward)")  # captum tells of its hooks at each call

@@ -39,6 +39,7 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
     request.base_scores(probability=True)
     while waiting and used < options.masks:
         drawn = masks.draw(min(masks.chunk, options.masks - used))
+        share = used / options.masks, (used + len(drawn)) / options.masks
         used += len(drawn)
         owner = torch.tensor(waiting).repeat(len(drawn))
 
@@ -48,14 +49,13 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
             return x[owner[start:stop].to(x.device)] * drawn[torch.arange(start, stop).to(x.device) // each]
 
         # With a tolerance some targets stop before others.
-        scores = request.sweep(shown, len(owner), owner, probability=True, shared=options.tolerance is None).reshape(
-            len(drawn), len(waiting)
-        )
+        common = options.tolerance is None
+        scores = request.sweep(shown, len(owner), owner, probability=True, shared=common, share=share)
+        scores = scores.reshape(len(drawn), len(waiting))
         flat = drawn.flatten(1).float()
         square = flat.square()
         for place, sample in enumerate(waiting):
             sums[sample].add(flat, square, scores[:, place])
-        request.progress(used, options.masks)
         if options.tolerance is not None:
             waiting = [sample for sample in waiting if not sums[sample].settled(options)]
     made = [one.estimate(options) for one in sums]

@@ -24,11 +24,12 @@ def score_cam(request: Request, options: GradCamOptions) -> Tensor:
         raise LayerError(f"layer '{request.layer}' returns no maps (N, C, h, w); name a spatial layer")
     x, (count, channels) = request.inputs, maps.shape[:2]
     owner = torch.arange(count).repeat_interleave(channels)
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    masks = ((maps - low) / torch.where(high > low, high - low, 1)).flatten(0, 1)[:, None]
+    masks = maps.flatten(0, 1)[:, None]
 
     def shown(start: int, stop: int) -> Tensor:
-        through = interpolate(masks[start:stop], x.shape[2:], mode="bilinear", align_corners=False)
+        large = interpolate(masks[start:stop], x.shape[2:], mode="bilinear", align_corners=False)
+        low, high = large.amin((2, 3), keepdim=True), large.amax((2, 3), keepdim=True)
+        through = (large - low) / torch.where(high > low, high - low, 1)
         return x[owner[start:stop].to(x.device)] * through
 
     scores = request.sweep(shown, count * channels, owner, shared=True)

@@ -47,8 +47,8 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     Of each image the channel's strongest unit counts. What this unit can see is cut out: its receptive field, or the
     whole image where the field is larger or unknown. One picture for each channel, (M, 3, h, w): its strongest patches,
     strongest first, and beside them their projections, each with its own contrast. `rows` are the channels' numbers,
-    `values` (M, K, 4) each unit's activation, image, row and column. Zeiler & Fergus 2014, figure 2; Springenberg 2015,
-    figure 3.
+    `values` (M, K, 4) each unit's activation, image, row and column. All images are held in memory. Zeiler & Fergus
+    2014, figure 2; Springenberg 2015, figure 3.
     """
     best, places = _strongest(request)
     count = best.shape[1]
@@ -64,8 +64,7 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     cut = [crop_patches(request.pictures, image, corners, size, pad=0.5)]
     if options.projection != "none":
         of = channels.repeat_interleave(top.indices.shape[1])
-        slopes = _slopes(request, options.projection, of, image, unit)
-        slopes = crop_patches(slopes, torch.arange(len(image)), corners, size)
+        slopes = _slopes(request, options.projection, of, image, unit, (corners, size))
         cut.append(torch.stack([render.Scale.of(slope).unit(slope) for slope in slopes]))
     rows = zip(*(patches.unflatten(0, top.indices.shape) for patches in cut), strict=True)
     captions = tuple(
@@ -113,9 +112,15 @@ def _fields(request: Request, units: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 def _slopes(
-    request: Request, rule: Literal["deconvnet", "guided"], channel: Tensor, image: Tensor, unit: Tensor
+    request: Request,
+    rule: Literal["deconvnet", "guided"],
+    channel: Tensor,
+    image: Tensor,
+    unit: Tensor,
+    fields: tuple[Tensor, tuple[int, int]],
 ) -> Tensor:
-    """Return each unit's gradient at its image, in colour, (K, 3, H, W)."""
+    """Return each unit's gradient in its field, in colour, (K, 3, h, w)."""
+    corners, size = fields
 
     def part(start: int, stop: int) -> Tensor:
         x = request.inputs[image[start:stop]].detach().requires_grad_()
@@ -126,7 +131,7 @@ def _slopes(
         (slope,) = torch.autograd.grad(score, x)
         request.progress(len(image) + stop, 2 * len(image))
         coloured = slope if slope.shape[1] == 3 else slope.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-        return coloured.float().cpu()
+        return crop_patches(coloured.float().cpu(), torch.arange(len(x)), corners[start:stop], size)
 
     return torch.cat(request.batched(part, len(image), backward=True))
 
