@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
 from .memory import Batches, batch_size
 from .models import Model, Survey, capture, relu_rule
+from .models.receptive_field import tensors_in
 from .models.relu_rules import Rule
 from .options import ImageOption
 from .targets import Channel, Neuron, Resolved, Top, called, class_output, class_scores, describe
@@ -21,6 +22,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Made = TypeVar("Made")
 
+_LAYOUT = "either layout"
 _PARTS = 10_000  # of progress through sweeps
 
 
@@ -289,7 +291,7 @@ class Request:
         step = within(self.progress, share)
 
         def part(start: int, stop: int) -> Tensor:
-            scores = self._scores(make(start, stop), picked[start:stop], probability=probability)
+            scores = self._scores(self._laid_out(make(start, stop)), picked[start:stop], probability=probability)
             step(stop, count)
             return scores
 
@@ -406,6 +408,27 @@ class Request:
                 "no_grad() or integers in the model and in the target callable"
             )
         return scores
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """Return made inputs as convolutions on a CPU take them fastest, channels last, where the model allows that."""
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dim() != 4:
+            return x
+        assert self._survey is not None
+        verdicts = self._survey().verdicts
+        if _LAYOUT not in verdicts:
+            verdicts[_LAYOUT] = self._indifferent(x[:1])
+        return x.contiguous(memory_format=torch.channels_last) if verdicts[_LAYOUT] else x
+
+    def _indifferent(self, x: Tensor) -> bool:
+        """Whether the model returns the same for an input, (1, C, H, W), in either layout; `view` may fail in one."""
+        plain = self._run(x.clone(memory_format=torch.contiguous_format))
+        try:
+            other = self._run(x.clone(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        pairs = list(zip(tensors_in(plain), tensors_in(other), strict=True))
+        slack = [1e-2 * float(a.abs().max()) if a.is_floating_point() and a.numel() else 0.0 for a, _ in pairs]
+        return all(torch.allclose(a, b, rtol=0, atol=atol) for (a, b), atol in zip(pairs, slack, strict=True))
 
     def _reduced(self, output: Any, index: Tensor, *, unmodified: bool, probability: bool = False) -> Tensor:
         """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -55,6 +55,7 @@ class Survey:
         draws: whether random numbers are drawn in eval mode.
         fixed: whether shapes alone decide what is called; otherwise values do, so that another input of the same shape
             may be treated differently.
+        verdicts: what was tried out on the model since, by name.
     """
 
     layers: tuple[Layer, ...]
@@ -65,6 +66,7 @@ class Survey:
     kept: int
     draws: bool
     fixed: bool
+    verdicts: dict[str, bool] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:
