@@ -48,6 +48,7 @@ class Race:
     rounds: int
     case: str
     quick: bool
+    warm: int = 3
 
     def __call__(
         self, ours: Call, theirs: Call, *, expression: str, work: float = 0, ceiling: Ceiling | None = None
@@ -66,7 +67,7 @@ class Race:
             self._finish(ours)
 
         self.benchmark.pedantic(
-            self._finish, args=(ours,), setup=take_turns, rounds=self.rounds, warmup_rounds=3, iterations=1
+            self._finish, args=(ours,), setup=take_turns, rounds=self.rounds, warmup_rounds=self.warm, iterations=1
         )
         mine = self.benchmark.stats.stats.median
         # The warm-up's rounds came first.

@@ -271,6 +271,7 @@ class Request:
         probability: bool = False,
         shared: bool = False,
         share: tuple[float, float] = (0.0, 1.0),
+        any_layout: bool = False,
     ) -> Tensor:
         """Score many made inputs without gradients, in batches that fit the budget.
 
@@ -281,6 +282,8 @@ class Request:
             probability: score classes by the softmax of the output; other targets stay as they are.
             shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
+            any_layout: on a CPU give the model its inputs channels last, which is up to twice as fast, where it returns
+                the same then but for rounding; not for differences of scores, which rounding shows in.
 
         Returns:
             (count,) scores.
@@ -291,7 +294,8 @@ class Request:
         step = within(self.progress, share)
 
         def part(start: int, stop: int) -> Tensor:
-            scores = self._scores(self._laid_out(make(start, stop)), picked[start:stop], probability=probability)
+            made = self._laid_out(make(start, stop)) if any_layout else make(start, stop)
+            scores = self._scores(made, picked[start:stop], probability=probability)
             step(stop, count)
             return scores
 

@@ -66,7 +66,8 @@ def _curves(case: Case, options: DeletionOptions, *, inserting: bool) -> Measure
         changed = (ranks[of] < moved[start:stop, None]).reshape(-1, 1, height, width)
         return torch.where(changed == inserting, images[of], empty[of])
 
-    scores = case.request.sweep(shown, len(owner), owner, probability=True).to(case.values.dtype).reshape(count, -1)
+    found = case.request.sweep(shown, len(owner), owner, probability=True, any_layout=True)
+    scores = found.to(case.values.dtype).reshape(count, -1)
     share = counts.cpu() / (height * width)
     areas = torch.trapezoid(scores, share.to(scores), dim=1)
     done = "inserted" if inserting else "deleted"

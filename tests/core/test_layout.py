@@ -1,4 +1,4 @@
-"""Sweeps give a CPU its inputs channels last, which is faster, wherever the model does not care."""
+"""Sweeps that may give a CPU its inputs channels last, which is faster, where the model does not care."""
 
 from __future__ import annotations
 
@@ -46,38 +46,37 @@ def x() -> Tensor:
     return torch.randn(2, 3, 6, 6)
 
 
-def occluded(net: nn.Module, x: Tensor) -> Tensor:
+def swept(net: nn.Module, x: Tensor, **given: bool) -> Tensor:
+    """Score each input at half its brightness."""
     GIVEN.clear()
-    return cnnviz.explain(net, x, "occlusion", target=[0, 2], window=2, stride=2).values
 
+    def halves(request: cnnviz.Request, options: cnnviz.Options) -> Tensor:
+        """Show the score everywhere."""
+        half = request.inputs / 2
+        scores = request.sweep(lambda start, stop: half[start:stop], 2, range(2), **given)
+        return scores[:, None, None, None].expand(2, 1, 6, 6)
 
-def by_hand(net: nn.Module, x: Tensor) -> Tensor:
-    """The drop under each of 3 x 3 windows that tile the image."""
-    drops = torch.zeros(2, 1, 6, 6)
-    with torch.no_grad():
-        before = net(x)[[0, 1], [0, 2]]
-        for top in range(0, 6, 2):
-            for left in range(0, 6, 2):
-                seen = x.clone()
-                seen[:, :, top : top + 2, left : left + 2] = 0
-                drop = before - net(seen)[[0, 1], [0, 2]]
-                drops[:, 0, top : top + 2, left : left + 2] = drop[:, None, None]
-    return drops
+    return cnnviz.explain(net, x, cnnviz.Technique("halves", halves), target=[0, 2]).values[:, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("kind", "last"), [(Watched, True), (Views, False), (Strides, False)])
-def test_the_layout_never_changes_the_map(kind: type[Watched], last: bool, x: Tensor) -> None:
+def test_the_layout_never_changes_the_scores(kind: type[Watched], last: bool, x: Tensor) -> None:
     torch.manual_seed(1)
     net = kind().eval()
-    expected = by_hand(net, x)
-    torch.testing.assert_close(occluded(net, x), expected)
-    assert GIVEN[-1] == last
-    occluded(net, x)
-    assert set(GIVEN[1:]) == {last}, "it is tried out once; the first batch are the inputs as they came"
+    with torch.no_grad():
+        expected = net(x / 2)[[0, 1], [0, 2]]
+    torch.testing.assert_close(swept(net, x, any_layout=True), expected)
+    assert GIVEN.count(True) == (2 if last else 1), "one to try it out, and the sweep's own"
+    swept(net, x, any_layout=True)
+    assert [last, False] == GIVEN, "it is tried out once; the inputs themselves are scored as they are"
+
+
+def test_nothing_is_laid_out_unless_it_is_asked_for(x: Tensor) -> None:
+    swept(Watched().eval(), x)
+    assert not any(GIVEN)
 
 
 def test_double_precision_stays_as_it_is(x: Tensor) -> None:
     """No faster kernels are there for it."""
-    net = Watched().double().eval()
-    occluded(net, x.double())
+    swept(Watched().double().eval(), x.double(), any_layout=True)
     assert not any(GIVEN)
