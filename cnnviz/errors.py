@@ -38,6 +38,11 @@ class SaveError(CnnvizError, OSError):
     """A result that cannot be written to, or read back from, the folder given."""
 
 
+def reason(error: BaseException) -> str:
+    """Return why work failed: an error of ours in its own words, any other with its type."""
+    return str(error) if isinstance(error, CnnvizError) else repr(error)
+
+
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """Return ``"; nearest: 'a', 'b'"`` for the known names closest to `name`, or ``""``."""
     close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)

@@ -57,9 +57,7 @@ class Case:
             module: another network of the same kind to explain; None for the model itself.
             share: from where to where progress goes meanwhile, in [0, 1].
         """
-        assert (
-            self.explain_again is not None
-        )  # a metric that asks for it is declared so, and refused where it is missing
+        assert self.explain_again is not None  # metrics that need it are declared so
         return self.explain_again(inputs, module, share)
 
 
@@ -80,9 +78,9 @@ class Measurement:
     axes: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
-        curves, places = self.curves, self.places
-        fits = curves is None or (places is not None and curves.shape == (len(self.values), len(places)))
-        if self.values.dim() != 1 or not fits or (curves is None) != (places is None):
+        shape = None if self.curves is None else tuple(self.curves.shape)
+        expected = None if self.places is None else (len(self.values), len(self.places))
+        if self.values.dim() != 1 or shape != expected:
             got = {name: tuple(x.shape) for name, x in vars(self).items() if isinstance(x, Tensor)}
             raise PluginError(
                 f"measurement: got {got}, expected values (N,), with curves (N, P) and places (P,) or none"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import pluggy
 
 from . import hookspecs
-from .errors import CnnvizError, PluginError, nearest
+from .errors import PluginError, nearest, reason
 from .hookspecs import PROJECT
 from .metric import Metric
 from .technique import Technique
@@ -201,8 +201,7 @@ class Registry(Mapping[str, Item]):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even call sys.exit; it takes no other down
-            told = str(error) if isinstance(error, CnnvizError) else repr(error)
-            self._faults[name] = f"the plugin for '{name}' from {offer} is faulty: {told}"
+            self._faults[name] = f"the plugin for '{name}' from {offer} is faulty: {reason(error)}"
             raise UnknownNameError(self._faults[name]) from error
 
     def _registered(self, point: EntryPoint) -> Item:

@@ -46,6 +46,11 @@ class Declared:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
+    @property
+    def ready(self) -> bool:
+        """Whether every option has a default, so that it can run without being told any."""
+        return not any(info.is_required() for info in self.options.model_fields.values())
+
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of its options."""
         return self.options.model_json_schema()
@@ -81,6 +86,11 @@ class Technique(Declared):
     layers: Literal["none", "one", "many"] = "none"
     default_layer: Literal["last-spatial", "first-convolution"] = "last-spatial"
     thousands: bool = False
+
+    @property
+    def quick(self) -> bool:
+        """Whether it runs with its defaults, and takes no thousands of forward passes."""
+        return self.ready and not self.thousands
 
     def __post_init__(self) -> None:
         self.check("technique")

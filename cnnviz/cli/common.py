@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..errors import ModelError, OptionError, TargetError
+from ..errors import InputError, ModelError, OptionError, TargetError
 from ..models import Model, load_model
 from ..options import RESERVED, Options
 from ..registry import Registry
@@ -60,6 +60,12 @@ def load(model: str | None, weights: str, device: str) -> Model:
             f"device '{device}' cannot be used here: {str(error).splitlines()[0]}; try --device cpu"
         ) from error
     return load_model(model, weights=None if weights.lower() == "none" else weights, device=place)
+
+
+def require_pictures(loaded: Model, model: str | None) -> None:
+    """Refuse a model, named so by a flag, that cannot be fed image files."""
+    if loaded.preprocess is None:
+        raise InputError(f"model '{model}' has no preprocessing for images; return a cnnviz.Model from the function")
 
 
 def parse_target(text: str | None) -> int | str | Channel | Neuron | Top | None:

@@ -30,6 +30,7 @@ from .common import (
     parse_target,
     progress,
     read_spec,
+    require_pictures,
     show_json,
     show_table,
 )
@@ -64,8 +65,7 @@ def evaluate_(
     """Measure how faithful, stable and well placed each technique's maps are; write a page with table and plots."""
     paths = find_images(images)
     loaded = load(model, weights, device)
-    if loaded.preprocess is None:
-        raise InputError(f"model '{model}' has no preprocessing for images; return a cnnviz.Model from the function")
+    require_pictures(loaded, model)
     specs = {text: read_spec(text, techniques()) for text in technique or []}
     explainers = {text: Explainer(loaded, name, memory=memory, **given) for text, (name, given) in specs.items()}
     metrics: dict[str, dict[str, Any]] = {}

@@ -32,6 +32,7 @@ from .common import (
     option_value,
     parse_target,
     progress,
+    require_pictures,
     show_json,
     show_table,
 )
@@ -83,8 +84,8 @@ def _run(
     if technique.inputs != "none" and not paths:
         raise InputError(f"technique '{technique.name}' needs an image; give the path of one or more")
     loaded = load(model, weights, device)
-    if paths and loaded.preprocess is None:
-        raise InputError(f"model '{model}' has no preprocessing for images; return a cnnviz.Model from the function")
+    if paths:
+        require_pictures(loaded, model)
     with progress(technique.name) as bar:
         result = explain(
             loaded,

@@ -85,10 +85,9 @@ class Call:
 
     def prepared(self, replica: nn.Module | None) -> AbstractContextManager[None]:
         """Let a model that draws random numbers draw them from the seed, and leave the global generator as it was."""
-        if self.samples is None or self.lender is None:
+        if self.samples is None or replica is None:
             return nullcontext()
-        if replica is not None:
-            know_calls(replica, self.survey.counts if self.survey.fixed else {})
+        know_calls(replica, self.survey.counts if self.survey.fixed else {})
         return own_randomness(self.samples.device, self.seed) if self.survey.draws else nullcontext()
 
     def request(
@@ -103,12 +102,14 @@ class Call:
         column: int = 0,
     ) -> Request:
         """Return a request for samples start to stop - 1 and one of their targets."""
-        whole = self.samples is None
+        target = self.target
+        if isinstance(target, Tensor) and self.samples is not None:
+            target = target[start:stop]
         return Request(
             model=replica,
             inputs=None if self.samples is None else self.samples[start:stop],
             pictures=None if self.pictures is None else self.pictures[start:stop],
-            target=self.target[start:stop] if isinstance(self.target, Tensor) and not whole else self.target,
+            target=target,
             layer=layer,
             seed=self.seed,
             memory=self.memory,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import targets
 from ..data import open_image
-from ..errors import CnnvizError, InputError, PluginError, TargetError
+from ..errors import CnnvizError, InputError, PluginError, TargetError, reason
 from ..explainer import Explainer, Inputs, attempt, prepare
 from ..explanation import Heatmap, Provenance
 from ..metric import Measurement, Metric
@@ -92,8 +92,9 @@ def evaluate(
         for turn, (label, name) in enumerate((t, m) for t in explainers for m in ("", *judges)):
             if started is not None:
                 started(f"{label}, {name}" if name else label)
-            share = (begin + (end - begin) * done / rounds for done in (turn, turn + 1))
-            step = None if progress is None else within(progress, (next(share), next(share)))
+            width = (end - begin) / rounds
+            share = begin + turn * width, begin + (turn + 1) * width
+            step = None if progress is None else within(progress, share)
             if not name:
                 record.explain(label, images, chosen, seed, step)
             else:
@@ -164,13 +165,9 @@ class _Record:
             provenance=self._provenance,
             options={n: judge.explainer.options.model_dump(mode="json") for n, judge in self.judges.items()},
             seconds={label: seconds / images for label, (seconds, images) in self._seconds.items()},
-            failures={key: _told(error) for key, error in self._errors.items()},
+            failures={key: reason(error) for key, error in self._errors.items()},
             left_out=self.left_out,
         )
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, CnnvizError) else repr(error)
 
 
 def _like(made: Measurement, parts: list[Measurement]) -> Measurement:
@@ -198,9 +195,9 @@ def _explainers(
 ) -> dict[str, Explainer]:
     if techniques is None:
         techniques = [
-            technique
-            for technique in known_techniques().usable().values()
-            if technique.family == "attribution" and technique.inputs == "each" and not technique.thousands
+            name  # which, unlike the technique itself, tells who brings it
+            for name, technique in known_techniques().usable().items()
+            if technique.family == "attribution" and technique.inputs == "each" and technique.quick
         ]
     if not isinstance(techniques, Mapping):
         labels = [_label(technique) for technique in techniques]
@@ -222,7 +219,8 @@ def _judges(
     model: nn.Module | Model, metrics: Metrics | None, memory: int | str | None, *, boxed: bool
 ) -> dict[str, Judge]:
     if metrics is None:
-        metrics = [m for m in known_metrics().usable().values() if not m.explains and (boxed or not m.boxes)]
+        usable = known_metrics().usable().values()
+        metrics = [m for m in usable if m.ready and not m.explains and (boxed or not m.boxes)]
     named = metrics.items() if isinstance(metrics, Mapping) else [(metric, {}) for metric in metrics]
     made: dict[str, Judge] = {}
     for metric, options in named:

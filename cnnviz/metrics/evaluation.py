@@ -67,7 +67,7 @@ class Evaluation:
         if len(means) < 2:
             return next(iter(means)) if means and len(self.techniques) > 1 else None
         pick = max if self.metrics[metric].better == "higher" else min
-        return pick(means, key=means.__getitem__) if means else None
+        return pick(means, key=means.__getitem__)
 
     def __repr__(self) -> str:
         head, rows = self.table()

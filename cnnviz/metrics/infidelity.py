@@ -45,11 +45,11 @@ def infidelity(case: Case, options: InfidelityOptions) -> Tensor:
     request = case.request
     count = len(request.inputs)
     original = request.base_scores().double()
-    draw = _windows if options.perturbation == "squares" else _noise
+    draw = (_windows if options.perturbation == "squares" else _noise)(case, options)
     foretold, seen = [], []
     for start in range(0, options.samples, _AT_ONCE):
         stop = min(start + _AT_ONCE, options.samples)
-        expected, changed = draw(case, options, stop - start)
+        expected, changed = draw(stop - start)
         rows = torch.arange(count).repeat_interleave(stop - start)
         share = start / options.samples, stop / options.samples
         scores = request.sweep(changed, len(rows), rows, share=share).double()
@@ -62,46 +62,56 @@ def infidelity(case: Case, options: InfidelityOptions) -> Tensor:
     return (told - found).square().mean(1).to(case.values.dtype)
 
 
-_Drawn: TypeAlias = tuple[Tensor, Callable[[int, int], Tensor]]
-"""What the maps foretell, (N, draws), and a function that makes the changed images, draws of one image together."""
+_Draw: TypeAlias = Callable[[int], tuple[Tensor, Callable[[int, int], Tensor]]]
+"""From a number of draws to what the maps foretell, (N, draws), and a function that makes the changed images.
+
+The draws of one image stand together.
+"""
 
 
-def _windows(case: Case, options: InfidelityOptions, draws: int) -> _Drawn:
+def _windows(case: Case, options: InfidelityOptions) -> _Draw:
     """Draw windows to cover; a map foretells the sum of its values in them."""
-    images = case.request.inputs
+    images, generator = case.request.inputs, case.request.generator
     count, (height, width) = len(images), images.shape[2:]
     rows, columns = options.window or (max(1, round(height / 7)), max(1, round(width / 7)))
     if rows > height or columns > width:
         raise OptionError(
             f"option 'window' of 'infidelity': got {options.window}, expected at most the image's {(height, width)}"
         )
-    generator = case.request.generator
-    top = torch.randint(height - rows + 1, (draws,), generator=generator)
-    left = torch.randint(width - columns + 1, (draws,), generator=generator)
-    bottom, right = top + rows, left + columns
     table = pad(case.maps.double().cumsum(1).cumsum(2), (1, 0, 1, 0))  # the sum of what lies above and to the left
-    foretold = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
-    owner = torch.arange(count).repeat_interleave(draws)
-    boxes = torch.stack([top, bottom, left, right], 1).repeat(count, 1)
-    windows = torch.cat([owner[:, None], boxes], 1)
     cover = case.request.baseline(options.baseline)
-    return foretold, lambda start, stop: occlude(images, windows[start:stop], cover)
+
+    def draw(draws: int) -> tuple[Tensor, Callable[[int, int], Tensor]]:
+        top = torch.randint(height - rows + 1, (draws,), generator=generator)
+        left = torch.randint(width - columns + 1, (draws,), generator=generator)
+        bottom, right = top + rows, left + columns
+        foretold = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
+        owner = torch.arange(count).repeat_interleave(draws)
+        boxes = torch.stack([top, bottom, left, right], 1).repeat(count, 1)
+        windows = torch.cat([owner[:, None], boxes], 1)
+        return foretold, lambda start, stop: occlude(images, windows[start:stop], cover)
+
+    return draw
 
 
-def _noise(case: Case, options: InfidelityOptions, draws: int) -> _Drawn:
+def _noise(case: Case, options: InfidelityOptions) -> _Draw:
     """Draw noise to take away; a map foretells its product with it."""
-    images = case.request.inputs
+    images, generator = case.request.inputs, case.request.generator
     values = case.values if case.values.shape[1:] == images.shape[1:] else case.maps[:, None]
-    noise = torch.randn(draws, *images.shape[1:], generator=case.request.generator).to(images) * options.noise
-    # One map for all channels counts for each of them.
-    summed = noise if values.shape[1] == noise.shape[1] else noise.sum(1, keepdim=True)
-    foretold = values.flatten(1).double() @ summed.flatten(1).double().T
-    place = torch.arange(len(images) * draws, device=images.device)
+    flat = values.flatten(1).double()
 
-    def changed(start: int, stop: int) -> Tensor:
-        return images[place[start:stop] // draws] - noise[place[start:stop] % draws]
+    def draw(draws: int) -> tuple[Tensor, Callable[[int, int], Tensor]]:
+        noise = torch.randn(draws, *images.shape[1:], generator=generator).to(images) * options.noise
+        # One map for all channels counts for each of them.
+        summed = noise if values.shape[1] == noise.shape[1] else noise.sum(1, keepdim=True)
+        place = torch.arange(len(images) * draws, device=images.device)
 
-    return foretold, changed
+        def changed(start: int, stop: int) -> Tensor:
+            return images[place[start:stop] // draws] - noise[place[start:stop] % draws]
+
+        return flat @ summed.flatten(1).double().T, changed
+
+    return draw
 
 
 @hookimpl

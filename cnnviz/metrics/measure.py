@@ -171,14 +171,12 @@ class Judge:
 
 def _explains(explainer: Explainer, request: Request, target: Target, seed: int, dtype: torch.dtype) -> Any:
     """Return a function that explains other inputs, or another network, for the targets that the request has."""
-    fixed: list[Any] = []
 
     def explain(inputs: Tensor, module: nn.Module | None, share: tuple[float, float]) -> Tensor:
-        if not fixed:
-            classes = request.classes()
-            fixed.append(target if classes is None else classes)
+        classes = request.classes()
+        goal = target if classes is None else classes
         chosen = explainer if module is None else explainer.on(module)
-        made = heatmap_of(chosen, inputs, fixed[0], seed=seed, progress=within(request.progress, share))
+        made = heatmap_of(chosen, inputs, goal, seed=seed, progress=within(request.progress, share))
         return made.values.to(request.inputs.device, dtype)
 
     return explain

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -50,20 +49,16 @@ class Preprocess:
             boxes: (k, 4), left, top, right and bottom in pixels of the picture.
             size: (height, width) of the picture.
         """
-        height, width = size
+        from torchvision.transforms.v2 import functional  # slow to import, as above
+        from torchvision.tv_tensors import BoundingBoxes
+
+        moved: Any = BoundingBoxes(boxes.double(), format="XYXY", canvas_size=size)
         if self.resize is not None:
-            new = self.resize if isinstance(self.resize, tuple) else _shorter_side(size, self.resize)
-        else:
-            new = size
-        scale = torch.tensor([new[1] / width, new[0] / height] * 2, dtype=torch.float64)
-        moved = boxes.double() * scale
-        seen = new
+            moved = functional.resize(moved, [self.resize] if isinstance(self.resize, int) else list(self.resize))
         if self.crop is not None:
-            down, across = (round((have - want) / 2) for have, want in zip(new, self.crop, strict=True))
-            moved, seen = moved - moved.new_tensor([across, down] * 2), self.crop
-        most = moved.new_tensor([seen[1], seen[0]] * 2)
-        moved = torch.minimum(moved.clamp(min=0), most)
-        return moved[(moved[:, :2] < moved[:, 2:]).all(1)]
+            moved = functional.center_crop(moved, list(self.crop))
+        seen: Tensor = functional.clamp_bounding_boxes(moved).as_subclass(Tensor)
+        return seen[(seen[:, :2] < seen[:, 2:]).all(1)]
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the network's input for `image`: (3, H, W), or (1, H, W) for a grey network, float32."""
@@ -85,13 +80,6 @@ class Preprocess:
     @staticmethod
     def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
         return like.new_tensor(values).reshape(-1, 1, 1)
-
-
-def _shorter_side(size: tuple[int, int], length: int) -> tuple[int, int]:
-    """Return the size at which the shorter side has this length, as torchvision rounds it."""
-    short, long = min(size), max(size)
-    other = int(length * long / short)
-    return (length, other) if size[0] <= size[1] else (other, length)
 
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's own conversion to grey

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,5 +93,5 @@ def _rows(evaluation: Evaluation) -> list[list[Any]]:
     for number, item in enumerate(evaluation.items):
         for name in evaluation.techniques:
             values = [evaluation.measurements[name, metric].values[number].item() for metric in evaluation.metrics]
-            rows.append([item, name, *("" if value != value else value for value in values)])  # noqa: PLR0124  # NaN
+            rows.append([item, name, *("" if math.isnan(value) else value for value in values)])
     return rows

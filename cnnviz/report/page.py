@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import render
 from ..data import open_image
-from ..errors import CnnvizError
+from ..errors import CnnvizError, reason
 from ..explainer import attempt, explain
 from ..explanation import Explanation
 from ..models import Model
@@ -138,9 +138,10 @@ def _attempt(
 ) -> Explanation | Failure:
     """Run a technique; one that fails, in whatever way, takes no other down. Cancelling goes through."""
     made, error = attempt(lambda step: explain(model, inputs, technique, progress=step, **arguments), progress)
-    if made is None:
-        why = str(error) if isinstance(error, CnnvizError) else f"{error!r}, from {techniques().offer(technique)}"
-        return Failure(technique, why)
+    if error is not None:
+        blamed = "" if isinstance(error, CnnvizError) else f", from {techniques().offer(technique)}"
+        return Failure(technique, reason(error) + blamed)
+    assert made is not None
     return made if made.panels(1) else Failure(technique, "it gave nothing to show")
 
 
@@ -149,8 +150,7 @@ def _suitable() -> dict[str, Technique]:
         name: technique
         for name, technique in techniques().usable().items()
         if (technique.inputs == "each" or (technique.inputs == "none" and technique.layers != "none"))
-        and not technique.thousands
-        and not any(info.is_required() for info in technique.options.model_fields.values())
+        and technique.quick
     }
 
 

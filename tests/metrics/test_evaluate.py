@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cnnviz
 from cnnviz import InputError, PluginError, TargetError
 from cnnviz.data import demo_picture, open_image
-from cnnviz.metrics import Evaluation, evaluate, measure
+from cnnviz.metrics import Evaluation, available, evaluate, measure
 from cnnviz.report import save_evaluation
 from cnnviz.testing import SmallNet
 from tests.conftest import Run
@@ -69,8 +69,25 @@ def test_by_default_all_that_take_seconds_are_compared(net: nn.Module) -> None:
     assert not {"rise", "score-cam", "filters", "activations"} & set(made.techniques)
     assert set(made.metrics) == {"deletion", "insertion", "average-drop", "increase-in-confidence", "infidelity"}
     assert {technique for technique, _ in made.failures} == {"occlusion"}, "whose window is larger than these images"
+    assert all(made.provenance[name].distribution == "cnnviz" for name in made.techniques if name != "occlusion")
     boxed = evaluate(net, some(1), ["saliency"], boxes=[[[0, 0, 5, 5]]])
     assert set(boxed.metrics) == {*made.metrics, "pointing-game", "box-energy"}
+
+
+class Demanding(cnnviz.Options):
+    """An option that nobody can guess."""
+
+    power: float = cnnviz.Field(description="to what power")
+
+
+def test_what_cannot_run_unasked_is_left_out(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    technique = cnnviz.Technique("demanding", lambda request, options: request.gradient(), Demanding)
+    metric = cnnviz.Metric("demanding", lambda case, options: case.maps.sum((1, 2)), Demanding)
+    for known, item in ((cnnviz.techniques(), technique), (available(), metric)):
+        found = {"demanding": item, **{name: known[name] for name in ("saliency", "deletion") if name in known}}
+        monkeypatch.setattr(type(known), "usable", lambda _, found=found: found)
+    made = evaluate(net, some(1))
+    assert (made.techniques, tuple(made.metrics)) == (("saliency",), ("deletion",))
 
 
 class Fails(cnnviz.Options):

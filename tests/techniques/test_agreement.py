@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 import cnnviz
 from tests.reference.cam import cam, grad_cam_plus_plus, layer_cam
 from tests.reference.grad_cam import grad_cam, maps_and_slopes
-from tests.reference.occlusion import windows
 from tests.reference.relu_rules import ruled_gradient
 from tests.reference.saliency import gradient
+from tests.techniques import peers
 from tests.techniques.measure import distance
 from tests.techniques.networks import TARGET, images, network, score
 
@@ -60,8 +61,7 @@ MISSED: dict[str, str] = {
 """Rectifiers that captum's and zennit's guided backpropagation and deconvolution pass by."""
 
 EXACT = 1e-9
-LARGE = 1e4
-STEPS, WINDOW, STRIDE = 5, 32, 16
+STEPS, WINDOW, STRIDE = 5, (32, 32), (16, 16)
 Oracle = Callable[[nn.Module, Tensor, str], Tensor]
 
 
@@ -88,15 +88,6 @@ def _alexnet() -> nn.Module:
     return made.eval().double()
 
 
-def captum_ruled(kind: Any) -> Oracle:
-    def ruled(net: nn.Module, x: Tensor, layer: str) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU activations")
-            return kind(net).attribute(x.clone().requires_grad_(), target=TARGET).detach()
-
-    return ruled
-
-
 def captum_grad_cam(net: nn.Module, x: Tensor, layer: str) -> Tensor:
     made = captum.attr.LayerGradCam(net, net.get_submodule(layer))
     return made.attribute(x.clone(), target=TARGET, relu_attributions=True).detach()
@@ -118,38 +109,6 @@ def captum_integrated(net: nn.Module, x: Tensor, layer: str) -> Tensor:
     return made.attribute(x.clone().requires_grad_(), target=TARGET, n_steps=STEPS, method="gausslegendre").detach()
 
 
-def captum_occlusion(net: nn.Module, x: Tensor, layer: str) -> Tensor:
-    slider = captum.attr.Occlusion(net)
-    slider.use_weights = False  # with it, captum rounds its quotient to float32; without it, it returns the sums
-    with torch.no_grad():
-        sums = slider.attribute(x.clone(), (3, WINDOW, WINDOW), (3, STRIDE, STRIDE), target=TARGET)
-    return sums[:, :1] / coverage(x.shape[2])
-
-
-def coverage(size: int) -> Tensor:
-    """How many windows cover each pixel, (size, size)."""
-    spans = windows(size, WINDOW, STRIDE)
-    one = torch.tensor([sum(start <= pixel < stop for start, stop in spans) for pixel in range(size)])
-    return one[:, None] * one
-
-
-def torchcam_maps(kind: Any) -> Oracle:
-    def maps(net: nn.Module, x: Tensor, layer: str) -> Tensor:
-        with kind(net, layer) as extractor:
-            return extractor(TARGET, LARGE * net(x.clone().requires_grad_()))[0][:, None].detach()
-
-    return maps
-
-
-def grad_cam_maps(kind: Any) -> Oracle:
-    def maps(net: nn.Module, x: Tensor, layer: str) -> Tensor:
-        targets = [lambda output, k=k: LARGE * output[k] for k in TARGET]
-        with kind(model=net, target_layers=[net.get_submodule(layer)]) as extractor:
-            return torch.from_numpy(extractor(x.clone(), targets=targets))[:, None].double()
-
-    return maps
-
-
 def twin_maps(weigh: Callable[[Tensor, Tensor], Tensor]) -> Oracle:
     return lambda net, x, layer: weigh(*maps_and_slopes(net, x, score, layer))
 
@@ -167,32 +126,32 @@ ORACLES: dict[str, dict[str, Oracle]] = {
     "saliency": {"twin": lambda net, x, layer: gradient(net, x, score), "captum": captum_saliency},
     "guided-backprop": {
         "twin": lambda net, x, layer: ruled_gradient(net, x, score, "guided"),
-        "captum": captum_ruled(captum.attr.GuidedBackprop),
+        "captum": lambda net, x, layer: peers.captum_ruled(captum.attr.GuidedBackprop, net, x),
         "zennit": zennit_ruled(zennit.composites.GuidedBackprop),
     },
     "deconvnet": {
         "twin": lambda net, x, layer: ruled_gradient(net, x, score, "deconvnet"),
-        "captum": captum_ruled(captum.attr.Deconvolution),
+        "captum": lambda net, x, layer: peers.captum_ruled(captum.attr.Deconvolution, net, x),
         "zennit": zennit_ruled(zennit.composites.DeconvNet),
     },
     "guided-grad-cam": {"captum": captum_guided_grad_cam},
     "grad-cam": {
         "twin": twin_maps(grad_cam),
         "captum": captum_grad_cam,
-        "torchcam": torchcam_maps(torchcam.methods.GradCAM),
-        "pytorch-grad-cam": grad_cam_maps(pytorch_grad_cam.GradCAM),
+        "torchcam": partial(peers.torchcam_maps, torchcam.methods.GradCAM),
+        "pytorch-grad-cam": partial(peers.grad_cam_maps, pytorch_grad_cam.GradCAM),
     },
     "grad-cam++": {
         "twin": twin_maps(grad_cam_plus_plus),
-        "pytorch-grad-cam": grad_cam_maps(pytorch_grad_cam.GradCAMPlusPlus),
+        "pytorch-grad-cam": partial(peers.grad_cam_maps, pytorch_grad_cam.GradCAMPlusPlus),
     },
     "layer-cam": {
         "twin": twin_maps(layer_cam),
-        "torchcam": torchcam_maps(torchcam.methods.LayerCAM),
-        "pytorch-grad-cam": grad_cam_maps(pytorch_grad_cam.LayerCAM),
+        "torchcam": partial(peers.torchcam_maps, torchcam.methods.LayerCAM),
+        "pytorch-grad-cam": partial(peers.grad_cam_maps, pytorch_grad_cam.LayerCAM),
     },
     "integrated-gradients": {"captum": captum_integrated},
-    "occlusion": {"captum": captum_occlusion},
+    "occlusion": {"captum": lambda net, x, layer: peers.captum_occlusion(net, x, WINDOW, STRIDE, (0.0, 0.0, 0.0))},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "saliency": {"sign": "signed", "channels": "none"},
@@ -214,7 +173,7 @@ def explained(technique: str, name: str, *, large: bool = False, upsample: str |
         options |= {"layer": ARCHITECTURES[name][0]}
     if technique in GROUPS["Class activation maps"] or technique == "cam":
         options |= {"upsample": upsample}
-    target: Any = (lambda output: LARGE * score(output)) if large else TARGET
+    target: Any = peers.large if large else TARGET
     return cnnviz.explain(net_of(name), picture(name), technique, target=target, **options).values
 
 
@@ -224,8 +183,8 @@ def error(technique: str, name: str, oracle: str) -> float:
     if oracle not in ("torchcam", "pytorch-grad-cam"):
         return distance(explained(technique, name), theirs)
     mine = explained(technique, name, large=True, upsample=None if oracle == "torchcam" else "bilinear")
-    low, high = mine.amin((2, 3), keepdim=True), mine.amax((2, 3), keepdim=True)
-    return distance((mine - low) / (high - low), theirs) if bool((high > low).all()) else math.nan
+    flat = mine.flatten(1)
+    return distance(peers.unit(mine), theirs) if bool((flat.amax(1) > flat.amin(1)).all()) else math.nan
 
 
 def misses(technique: str, name: str, oracle: str) -> str | None:

@@ -18,6 +18,7 @@ from tests.reference.cam import cam, grad_cam_plus_plus, layer_cam, score_cam, w
 from tests.reference.grad_cam import maps_and_slopes
 from tests.techniques.measure import assert_same_map, distance
 from tests.techniques.networks import TARGET, images, network, score
+from tests.techniques.peers import grad_cam_maps, large, torchcam_maps, unit
 
 POOLED = {  # networks whose head is a global average and one linear layer: its weights, and the maps before it
     "resnet18": ("fc", "layer4"),
@@ -28,12 +29,6 @@ POOLED = {  # networks whose head is a global average and one linear layer: its 
 }
 WEIGHTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grad-cam++": grad_cam_plus_plus, "layer-cam": layer_cam}
 LAYERS = [("resnet18", "layer3"), ("resnet18", "layer4"), ("squeezenet1_1", "features.12"), ("densenet121", "features")]
-
-
-def unit(heat: Tensor) -> Tensor:
-    """Stretch each map to [0, 1], as the other implementations do before they return one."""
-    low, high = heat.amin((2, 3), keepdim=True), heat.amax((2, 3), keepdim=True)
-    return (heat - low) / (high - low)
 
 
 def explained(net: nn.Module, technique: str, **options: Any) -> Tensor:
@@ -158,30 +153,15 @@ KINDS: dict[str, Any] = {
 def test_weighted_maps_equal_other_libraries(technique: str, name: str, layer: str) -> None:
     net, x = network(name, torch.float32), images(torch.float32)
     kinds = KINDS[technique]
-    # The larger the score, the less what grad-cam++ adds to a divisor there.
-    mine = explain_large(net, x, technique, layer)
-    with kinds[0](model=net, target_layers=[net.get_submodule(layer)]) as extractor:
-        targets = [lambda output, k=k: LARGE * output[k] for k in TARGET]
-        theirs = torch.from_numpy(extractor(x.clone(), targets=targets))[:, None]
+    mine = cnnviz.explain(net, x, technique, target=large, layer=layer).values
     # pytorch-grad-cam stretches maps to [0, 1] and resizes them by OpenCV, in single precision
-    assert distance(unit(mine), theirs) < 1e-3
-    with kinds[1](net, layer) as extractor:
-        theirs = extractor(TARGET, LARGE * net(x.clone().requires_grad_()))[0][:, None].detach()
-    apart = distance(unit(explain_large(net, x, technique, layer, upsample=None)), theirs)
+    assert distance(unit(mine), grad_cam_maps(kinds[0], net, x, layer)) < 1e-3
+    mine = cnnviz.explain(net, x, technique, target=large, layer=layer, upsample=None).values
+    apart = distance(unit(mine), torchcam_maps(kinds[1], net, x, layer))
     if technique == "grad-cam++":  # it sums the product of maps and slopes where equation 19 sums the maps alone
         assert apart > 1e-2, "torchcam is mended: compare it as the others are"
     else:
         assert apart < 1e-4
-
-
-LARGE = 1e4
-
-
-def explain_large(net: nn.Module, x: Tensor, technique: str, layer: str, **options: Any) -> Tensor:
-    def large(output: Tensor) -> Tensor:
-        return LARGE * score(output)
-
-    return cnnviz.explain(net, x, technique, target=large, layer=layer, **options).values
 
 
 def test_score_cam_equals_its_twin() -> None:

@@ -5,8 +5,8 @@ Where captum is wrong the twin decides, and a test says that captum is wrong, so
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import captum.attr
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import cnnviz
 from tests.reference.grad_cam import bilinear, grad_cam, maps_and_slopes
-from tests.reference.occlusion import occlusion, windows
+from tests.reference.occlusion import occlusion
 from tests.reference.relu_rules import ruled_gradient
 from tests.reference.saliency import gradient, reduced
+from tests.techniques import peers
 from tests.techniques.measure import assert_same_map, assert_same_single_map, distance
 from tests.techniques.networks import NAMES, SIZE, TARGET, images, network, score
 
@@ -74,14 +75,7 @@ def twin_ruled(rule: str) -> Map:
 
 def captum_ruled(rule: str) -> Map:
     kind = {"guided": captum.attr.GuidedBackprop, "deconvnet": captum.attr.Deconvolution}[rule]
-
-    def ruled(net: nn.Module, x: Tensor) -> Tensor:
-        with warnings.catch_warnings():
-            # captum says at each call that it sets hooks, and takes them away again
-            warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU activations")
-            return kind(net).attribute(x.clone().requires_grad_(), target=TARGET).detach()
-
-    return ruled
+    return partial(peers.captum_ruled, kind)
 
 
 RULES = pytest.mark.parametrize(("technique", "rule"), [("guided-backprop", "guided"), ("deconvnet", "deconvnet")])
@@ -147,16 +141,7 @@ def twin_occlusion(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def captum_occlusion(net: nn.Module, x: Tensor) -> Tensor:
-    slider = captum.attr.Occlusion(net)
-    slider.use_weights = False  # with it, captum rounds its quotient to float32; without it, it returns the sums
-    cover = torch.tensor(BASELINE, dtype=x.dtype)[None, :, None, None].expand(1, 3, SIZE, SIZE)
-    with torch.no_grad():
-        sums = slider.attribute(x.clone(), (3, *WINDOW), (3, *STRIDE), baselines=cover, target=TARGET)
-    down, across = (
-        torch.tensor([sum(start <= pixel < stop for start, stop in windows(SIZE, size, step)) for pixel in range(SIZE)])
-        for size, step in zip(WINDOW, STRIDE, strict=True)
-    )
-    return sums[:, :1] / (down[:, None] * across)
+    return peers.captum_occlusion(net, x, WINDOW, STRIDE, BASELINE)
 
 
 @pytest.mark.parametrize("reference", [twin_occlusion, captum_occlusion])
