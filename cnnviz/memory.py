@@ -21,6 +21,8 @@ _UNITS: Final = {"": 1, "b": 1} | {
 }
 _CPU_TENSOR: Final = 20 << 20
 """On a CPU a batch's largest tensor stays below this: beyond, page faults cost more than a larger batch saves."""
+_WEIGHTS_PER_IMAGE: Final = 64 << 20
+"""But so many bytes of weights earn a batch another image: all are read anew for every batch."""
 
 
 def parse_memory(memory: int | str | None) -> int:
@@ -47,7 +49,7 @@ def batch_size(survey: Survey, memory: int, device: torch.device, *, backward: b
     need = 2 * survey.working + (survey.kept if backward else 0)
     size = memory // max(need, 1)
     if device.type == "cpu":
-        size = min(size, _CPU_TENSOR // max(survey.largest, 1))
+        size = min(size, max(_CPU_TENSOR // max(survey.largest, 1), survey.weights // _WEIGHTS_PER_IMAGE))
     return max(1, size)
 
 

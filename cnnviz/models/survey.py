@@ -43,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one image's forward pass does. Bytes are for one image.
+    """What one image's forward pass does. Bytes are for one image, but for those of the weights.
 
     Attributes:
         layers: every module call, in order of completion.
@@ -52,6 +52,7 @@ class Survey:
         largest: bytes of the largest tensor made.
         working: most bytes that one operation reads and writes.
         kept: bytes of all tensors made, which is what a backward pass keeps at most.
+        weights: bytes of all parameters and buffers.
         draws: whether random numbers are drawn in eval mode.
         fixed: whether shapes alone decide what is called; otherwise values do, so that another input of the same shape
             may be treated differently.
@@ -64,6 +65,7 @@ class Survey:
     largest: int
     working: int
     kept: int
+    weights: int
     draws: bool
     fixed: bool
     verdicts: dict[str, bool] = field(default_factory=dict)
@@ -183,7 +185,8 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         if name:
             module.register_forward_pre_hook(before)
             module.register_forward_hook(partial(after, name))
-    memory = _Bytes({t.untyped_storage()._cdata for t in (*twin.parameters(), *twin.buffers())})
+    weights = _storages([*twin.parameters(), *twin.buffers()])
+    memory = _Bytes(set(weights))
     given = tensors_in((args, kwargs))
     tracker = FieldTracker(given) if fields else None
     gpu = next((tensor.device for tensor in given if tensor.is_cuda), None)
@@ -209,6 +212,7 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         largest=memory.largest,
         working=memory.working,
         kept=memory.kept,
+        weights=sum(weights.values()),
         draws=memory.draws,
         fixed=all(tensor.is_meta for tensor in given),
     )

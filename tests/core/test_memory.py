@@ -63,8 +63,10 @@ def test_default_is_the_same_on_every_machine() -> None:
 # ---------------------------------------------------------------- the size of a batch
 
 
-def described(*, largest: int = 1000, working: int = 3000, kept: int = 10_000) -> Survey:
-    return Survey((), None, None, largest=largest, working=working, kept=kept, draws=False, fixed=True)
+def described(*, largest: int = 1000, working: int = 3000, kept: int = 10_000, weights: int = 0) -> Survey:
+    return Survey(
+        (), None, None, largest=largest, working=working, kept=kept, weights=weights, draws=False, fixed=True
+    )
 
 
 def test_batch_fills_the_budget() -> None:
@@ -81,6 +83,19 @@ def test_largest_tensor_of_a_batch_is_kept_small_on_a_cpu() -> None:
     size = batch_size(described(largest=MIB, working=1), 100 * GIB, CPU, backward=False)
     assert 16 <= size <= 32
     assert batch_size(described(largest=MIB, working=1), 100 * GIB, CUDA, backward=False) > 1000
+
+
+def test_batch_grows_with_the_weights_that_it_reads_on_a_cpu() -> None:
+    heavy = described(largest=16 * MIB, working=MIB, weights=512 * MIB)
+    assert batch_size(heavy, GIB, CPU, backward=False) == 8
+    assert batch_size(heavy, 8 * MIB, CPU, backward=False) == 4, "within the budget"
+
+
+def test_weights_are_counted_once() -> None:
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    assert survey(net, torch.zeros(1, 8)).weights == 2 * 64 * 4
+    net[1].weight = net[0].weight
+    assert survey(net, torch.zeros(1, 8)).weights == 64 * 4
 
 
 def test_network_without_operations_has_a_batch() -> None:
