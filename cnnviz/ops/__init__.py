@@ -6,8 +6,19 @@ Where native kernels were built for a device, they take the reference's place; `
 from ._native import status
 from .crop_patches import crop_patches
 from .gram_matrix import gram_matrix
+from .grow_texture import Guide, grow_texture
 from .guided_relu import guided_relu, guided_relu_
 from .occlude import occlude
 from .overlay_crop import overlay_crop
 
-__all__ = ["crop_patches", "gram_matrix", "guided_relu", "guided_relu_", "occlude", "overlay_crop", "status"]
+__all__ = [
+    "Guide",
+    "crop_patches",
+    "gram_matrix",
+    "grow_texture",
+    "guided_relu",
+    "guided_relu_",
+    "occlude",
+    "overlay_crop",
+    "status",
+]

@@ -22,13 +22,13 @@ def floating(operator: str, name: str, value: Tensor, dims: str) -> None:
     """
     if not isinstance(value, Tensor) or value.dtype not in _DTYPES or value.dim() != len(dims):
         raise ValueError(
-            f"{operator}: {name} is {_told(value)}, expected a float32, float64, float16 or bfloat16 tensor "
+            f"{operator}: {name} is {told(value)}, expected a float32, float64, float16 or bfloat16 tensor "
             f"({', '.join(dims)})"
         )
 
 
-def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    """Require an int64 tensor of a shape of which the first length may be None, for any; return it on the CPU.
+def integers(operator: str, name: str, value: Tensor, shape: tuple[int | str, ...]) -> Tensor:
+    """Require an int64 tensor of a shape in which any length may stand under a name, such as "K"; return it on the CPU.
 
     Raises:
         ValueError: it is something else.
@@ -37,12 +37,11 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | None, .
         not isinstance(value, Tensor)
         or value.dtype != torch.int64
         or value.dim() != len(shape)
-        or (shape[0] is not None and value.shape[0] != shape[0])
-        or value.shape[1:] != shape[1:]
+        or any(isinstance(want, int) and have != want for have, want in zip(value.shape, shape, strict=True))
     ):
-        wanted = ", ".join("K" if length is None else str(length) for length in shape)
-        raise ValueError(f"{operator}: {name} is {_told(value)}, expected an int64 tensor ({wanted})")
-    return value if value.is_cpu or not _has_values(value) else value.cpu()
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{operator}: {name} is {told(value)}, expected an int64 tensor ({wanted})")
+    return value if value.is_cpu or not has_values(value) else value.cpu()
 
 
 def have_values(operator: str, images: Tensor, **given: Tensor) -> None:
@@ -56,7 +55,7 @@ def have_values(operator: str, images: Tensor, **given: Tensor) -> None:
             raise ValueError(f"{operator}: {name} is on the meta device, expected a tensor with values")
 
 
-def _has_values(value: Tensor) -> bool:
+def has_values(value: Tensor) -> bool:
     """Tell numbers from what only stands for them while a graph is traced."""
     return not value.is_meta if type(value) is Tensor else not isinstance(value, FakeTensor)
 
@@ -68,7 +67,7 @@ def corners(operator: str, name: str, value: Tensor, count: int) -> Tensor:
         ValueError: it is something else.
     """
     value = integers(operator, name, value, (count, 2))
-    if _has_values(value) and (wrong := _native.first_outside(value, -_FAR, _FAR)) >= 0:
+    if has_values(value) and (wrong := _native.first_outside(value, -_FAR, _FAR)) >= 0:
         raise ValueError(
             f"{operator}: {name}[{wrong // 2}] is {value[wrong // 2].tolist()}, expected a row and a column within "
             f"{_FAR} pixels"
@@ -82,8 +81,8 @@ def places(operator: str, name: str, value: Tensor, stop: int) -> Tensor:
     Raises:
         ValueError: it is something else.
     """
-    value = integers(operator, name, value, (None,))
-    if _has_values(value) and (wrong := _native.first_outside(value, 0, stop)) >= 0:
+    value = integers(operator, name, value, ("K",))
+    if has_values(value) and (wrong := _native.first_outside(value, 0, stop)) >= 0:
         raise ValueError(f"{operator}: {name}[{wrong}] is {value[wrong]}, expected 0 to {stop - 1}")
     return value
 
@@ -94,9 +93,9 @@ def windows(operator: str, value: Tensor, images: torch.Size) -> Tensor:
     Raises:
         ValueError: it is something else.
     """
-    value = integers(operator, "windows", value, (None, 5))
+    value = integers(operator, "windows", value, ("K", 5))
     count, _, height, width = images
-    if _has_values(value) and (wrong := _native.first_bad_window(value, count, height, width)) >= 0:
+    if has_values(value) and (wrong := _native.first_bad_window(value, count, height, width)) >= 0:
         raise ValueError(
             f"{operator}: window {wrong} is {value[wrong].tolist()}, expected (image, top, bottom, left, right) inside "
             f"one of {count} images of {height} x {width}"
@@ -114,5 +113,5 @@ def size(operator: str, value: tuple[int, int]) -> None:
         raise ValueError(f"{operator}: size is {value}, expected (height, width) of at least 1")
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)

@@ -22,6 +22,7 @@ OPERATORS = [
     "crop_patches",
     "crop_patches_backward",
     "gram_matrix",
+    "grow_texture",
     "guided_relu",
     "guided_relu_backward",
     "occlude",
@@ -34,8 +35,9 @@ OFF = os.environ.get("CNNVIZ_NATIVE") == "0"
 def test_status_tells_which_kernels_are_in_use(device: str) -> None:
     told = ops.status()[device.lower()]
     assert told.startswith("native (") == has_kernel("occlude", device)
-    # Without AVX2 a processor has none for Gram matrices.
-    needed = [operator for operator in OPERATORS if device == "CUDA" or operator != "gram_matrix"]
+    # Without AVX2 a processor has none for Gram matrices, and a GPU has none for one pixel after the other.
+    without = {"CPU": "gram_matrix", "CUDA": "grow_texture"}[device]
+    needed = [operator for operator in OPERATORS if operator != without]
     assert all(has_kernel(operator, device) == told.startswith("native") for operator in needed)
 
 
@@ -65,6 +67,7 @@ made = [
     ops.occlude(x.detach(), torch.tensor([[1, 2, 4, 3, 9]]), torch.ones(70, 1, 1), channels_last=True),
     torch.autograd.grad(ops.crop_patches(x, index, yx, (5, 6)).square().sum(), x)[0],
     ops.overlay_crop(x[:1].detach(), x[:, :, :3, :4].detach(), yx, yx - 1, (6, 6), pad=1.0),
+    ops.grow_texture(x[0].detach(), index.expand(3, 2), index, index.double() / 3, yx, x[1, 0, 0, :2].detach().abs()),
 ]
 errors = []
 for call in (

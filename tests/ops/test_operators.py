@@ -44,6 +44,15 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "crop_patches": lambda: (_leaf(IMAGES), INDEX, YX, [3, 2], 0.5),
     "crop_patches_backward": lambda: (_leaf(torch.ones(4, 2, 3, 2)), INDEX, YX, [3, 2, 5, 4]),
     "occlude": lambda: (IMAGES, torch.tensor([[1, 0, 2, 1, 4]]), IMAGES[0], True),
+    "grow_texture": lambda: (
+        IMAGES[0],
+        torch.full((2, 3), -1),
+        INDEX,
+        torch.zeros(4).double(),
+        YX[1:3] // 4,
+        IMAGES[0, 0, 0, :2].abs(),
+        *(IMAGES[1, :1, :2, :3], IMAGES[2, :1], YX[1:2], torch.ones(1).double(), 0.5, True),
+    ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
 
@@ -146,6 +155,8 @@ def test_traced_on_tensors_without_values() -> None:
         assert ops.crop_patches(images, index, yx, (3, 2)).shape == (4, 3, 3, 2)
         windows, baseline = torch.zeros(4, 5, dtype=torch.long), torch.zeros(3, 1, 1)
         assert ops.occlude(images, windows, baseline).shape == (4, 3, 8, 8)
+        draws, weights = torch.zeros(4, dtype=torch.float64), torch.ones(4)
+        assert ops.grow_texture(images[0], yx.expand(5, 4, 2)[..., 0], index, draws, yx, weights).shape == (5, 4)
     assert ops.gram_matrix(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 3, 3)
 
 

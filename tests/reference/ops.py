@@ -82,3 +82,65 @@ def overlay_crop(
                     whole[:, top + y, left + x] = patch[k, :, y, x]
         rows.append(crop_patches(whole[None], torch.zeros(1, dtype=torch.long), crop_yx[k : k + 1], size, pad=pad)[0])
     return torch.stack(rows) if rows else base.new_zeros(0, base.shape[1], *size)
+
+
+def grow_texture(
+    sample: Tensor,
+    sources: Tensor,
+    places: Tensor,
+    draws: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    *,
+    guide: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    tolerance: float = 0.0,
+    wrap: bool = False,
+) -> Tensor:
+    """Measure the distance of every candidate number by number, pixel after pixel."""
+    made = sources.clone()
+    width, (_, rows, columns) = sources.shape[1], sample.shape
+    parts = [(sample, None, offsets, weights), *([(guide[1], guide[0], *guide[2:])] if guide else [])]
+    candidates = [
+        (y, x)
+        for y in range(rows)
+        for x in range(columns)
+        if all(0 <= y + down < rows and 0 <= x + across < columns for p in parts for down, across in p[2].tolist())
+    ]
+    number = sample.numpy().dtype.type
+    for place, draw in zip(places.tolist(), draws.tolist(), strict=True):
+        compared = [
+            (colour.numpy(), theirs.numpy(), offset, weight)
+            for theirs, maps, several, weighed in parts
+            for offset, weight in zip(several.tolist(), weighed.numpy(), strict=True)
+            if (colour := _colour(sample, made, maps, divmod(place, width), offset, wrap)) is not None
+        ]
+        distances = []
+        for y, x in candidates:
+            total = number(0)
+            for colour, theirs, (down, across), weight in compared:
+                squares = number(0)
+                for here, there in zip(colour, theirs[:, y + down, x + across], strict=True):
+                    squares += (there - here) * (there - here)
+                total += weight * squares
+            distances.append(total)
+        limit = number(1 + tolerance) * min(distances)
+        near = [candidate for candidate, far in zip(candidates, distances, strict=True) if far <= limit]
+        y, x = near[int(draw * len(near))]
+        made[place // width, place % width] = y * columns + x
+    return made
+
+
+def _colour(
+    sample: Tensor, made: Tensor, maps: Tensor | None, at: tuple[int, int], offset: list[int], wrap: bool
+) -> Tensor | None:
+    """Return what the canvas, or a map beside it, has so far from a place; None where that is unknown."""
+    height, width = made.shape
+    y, x = at[0] + offset[0], at[1] + offset[1]
+    if wrap:
+        y, x = y % height, x % width
+    if not (0 <= y < height and 0 <= x < width):
+        return None
+    if maps is not None:
+        return maps[:, y, x]
+    source = int(made[y, x])
+    return None if source < 0 else sample[:, source // sample.shape[2], source % sample.shape[2]]
