@@ -11,7 +11,10 @@ import cnnviz
 from cnnviz.metrics import available
 from cnnviz.testing import ConformanceError, SmallNet, check_metric, check_technique
 
-FASTER: dict[str, dict[str, Any]] = {"occlusion": {"window": 8, "stride": 6}}
+FASTER: dict[str, dict[str, Any]] = {
+    "occlusion": {"window": 8, "stride": 6},
+    "texture-patch": {"size": 8, "window": 5},
+}
 
 
 @pytest.mark.parametrize("name", list(cnnviz.techniques()))

@@ -71,6 +71,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "occlusion": {"window": 4, "stride": 4},
     "rise": {"masks": 2},
     "filters": {},
+    "texture-patch": {"size": 4, "window": 3},
 }
 
 

@@ -1,0 +1,1 @@
+"""Textures made from a sample."""
