@@ -15,10 +15,10 @@ from .explanation import Explanation, Gallery, Heatmap, Neighbours, Projection, 
 from .hookspecs import hookimpl
 from .metric import Case, Measurement, Metric
 from .models import Layer, Model, Preprocess, ReceptiveField, capture, layers, load_model, relu_rule
-from .options import Baseline, Field, ImageOption, Options, Pair
+from .options import Baseline, Field, ImageOption, ImagesOption, Options, Pair
 from .registry import techniques
 from .request import Request
-from .targets import channel, neuron, top
+from .targets import channel, direction, neuron, top
 from .technique import Technique
 from .version import __version__
 
@@ -32,6 +32,7 @@ __all__ = [
     "Gallery",
     "Heatmap",
     "ImageOption",
+    "ImagesOption",
     "InputError",
     "Layer",
     "LayerError",
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "capture",
     "channel",
+    "direction",
     "explain",
     "hookimpl",
     "layers",

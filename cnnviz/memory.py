@@ -45,12 +45,16 @@ def parse_memory(memory: int | str | None) -> int:
 
 def batch_size(survey: Survey, memory: int, device: torch.device, *, backward: bool) -> int:
     """Return how many images to run at once; it depends on budget, model, shape and kind of device alone."""
-    # Twice the busiest operation: a branch may be waiting beside it, and kernels want room to work.
-    need = 2 * survey.working + (survey.kept if backward else 0)
-    size = memory // max(need, 1)
+    size = memory // max(need(survey, backward=backward), 1)
     if device.type == "cpu":
         size = min(size, max(_CPU_TENSOR // max(survey.largest, 1), survey.weights // _WEIGHTS_PER_IMAGE))
     return max(1, size)
+
+
+def need(survey: Survey, *, backward: bool) -> int:
+    """Return how many bytes one image takes."""
+    # Twice the busiest operation: a branch may be waiting beside it, and kernels want room to work.
+    return 2 * survey.working + (survey.kept if backward else 0)
 
 
 def ran_out(error: BaseException) -> bool:

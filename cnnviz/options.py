@@ -26,7 +26,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from torch import Tensor
 
-from .data import open_image
+from .data import find_images, open_image
 from .errors import InputError, OptionError, nearest
 
 RESERVED: Final = frozenset(("seed", "memory", "progress", "target", "layer", "inputs", "model", "technique"))
@@ -142,6 +142,27 @@ class ImageOption:
             return cls._from_python(base64.b64decode(value, validate=True))
         except binascii.Error as error:
             raise PydanticCustomError("image", "expected an image file in base64") from error
+
+
+def _images(value: Any) -> Any:
+    """Read one image, a folder of them, or several; on the command line they are separated by commas."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    try:
+        return tuple(
+            image
+            for item in items
+            for image in (find_images([item]) if isinstance(item, (str, Path)) and Path(item).is_dir() else [item])
+        )
+    except InputError as error:
+        raise PydanticCustomError("image", "{why}", {"why": str(error)}) from error
+
+
+ImagesOption = Annotated[
+    tuple[ImageOption, ...], BeforeValidator(_images), Field(json_schema_extra={"metavar": "IMAGE,IMAGE,…"})
+]
+"""An option whose value is one picture or several: as `ImageOption`, or folders of them."""
 
 
 def _number_or_numbers(value: Any) -> Any:

@@ -8,14 +8,37 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
-from .memory import Batches, batch_size
-from .models import Model, Survey, capture, relu_rule
+from .memory import Batches, batch_size, need
+from .models import (
+    Layer,
+    Model,
+    Preprocess,
+    Survey,
+    capture,
+    fingerprint,
+    know_calls,
+    named_tensors,
+    own_randomness,
+    relu_rule,
+)
 from .models.receptive_field import tensors_in
 from .models.relu_rules import Rule
 from .options import ImageOption
-from .targets import Channel, Neuron, Resolved, Top, called, class_output, class_scores, describe
+from .targets import (
+    Resolved,
+    Selector,
+    Several,
+    Top,
+    called,
+    class_output,
+    class_scores,
+    describe,
+    part,
+    words,
+)
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps done and their total; may raise to cancel."""
@@ -87,7 +110,7 @@ class Request:
         memory: int,
         progress: Progress,
         described: Model | None = None,
-        survey: Callable[[], Survey] | None = None,
+        survey: Callable[[Tensor | None], Survey] | None = None,
         batches: Batches | None = None,
         shared: Shared | None = None,
         column: int = 0,
@@ -101,7 +124,7 @@ class Request:
         self.memory = memory
         self.progress = progress
         self._described = described
-        self._survey = survey
+        self._surveyed = survey
         self._batches = batches or Batches()
         self._shared = shared or Shared()
         self._column = column
@@ -140,6 +163,36 @@ class Request:
         if self._pictures is None:
             raise InputError("this technique was declared to take no inputs")
         return self._pictures
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Full names of all layers of the call."""
+        return self._shared.layers
+
+    @property
+    def normalisation(self) -> Preprocess:
+        """From pictures in [0, 1], (N, 3, H, W), to what the model takes, and back."""
+        if self._model is None:
+            return Preprocess()
+        return (self._described or Model(self._model)).normalisation
+
+    @property
+    def example(self) -> Tensor:
+        """A blank input of the model's own size, (1, C, H, W)."""
+        return (self._described or Model(self.model)).example()
+
+    @property
+    def count(self) -> int:
+        """How many samples there are; without samples, how many targets were named."""
+        if self._inputs is not None:
+            return len(self._inputs)
+        match self._target:
+            case Tensor():
+                return len(self._target)
+            case Several():
+                return len(self._target.parts)
+            case _:
+                return 1
 
     @property
     def target(self) -> Resolved:
@@ -293,7 +346,7 @@ class Request:
         self._sweeps += 1
         step = within(self.progress, share)
 
-        def part(start: int, stop: int) -> Tensor:
+        def scored(start: int, stop: int) -> Tensor:
             made = self._laid_out(make(start, stop)) if any_layout else make(start, stop)
             scores = self._scores(made, picked[start:stop], probability=probability)
             step(stop, count)
@@ -301,39 +354,65 @@ class Request:
 
         def all_targets() -> Tensor:
             self._classes(None)  # before the first batch, which should hold nothing else
-            return torch.cat(self.batched(part, count))
+            return torch.cat(self.batched(scored, count, example=make(0, 1) if self._inputs is None else None))
 
         with torch.no_grad():
             scores = self._shared.once(("sweep", self.layer, self._sweeps), all_targets) if shared else all_targets()
         return scores[:, self._column]
 
-    def batched(self, work: Callable[[int, int], Made], count: int, *, backward: bool = False) -> list[Made]:
+    def batched(
+        self,
+        work: Callable[[int, int], Made],
+        count: int,
+        *,
+        backward: bool = False,
+        example: Tensor | None = None,
+        at_most: int | None = None,
+    ) -> list[Made]:
         """Return ``work(start, stop)`` for consecutive ranges that cover `count` images, in batches within the budget.
 
         Args:
             work: runs the model on images start to stop - 1; after memory ran out, it is called again with fewer.
             count: how many images there are.
             backward: `work` takes gradients.
+            example: one of the images, (1, C, H, W), where they are not of the samples' shape.
+            at_most: so many images in a batch, whatever the budget allows.
         """
-        assert self._survey is not None
-        size = batch_size(self._survey(), self.memory, self.inputs.device, backward=backward)
-        return self._batches.run(count, size, work)
+        known = self._survey(example)
+        device = (self.inputs if example is None else example).device
+        size = min(batch_size(known, self.memory, device, backward=backward), at_most or count)
+        if example is None:
+            return self._batches.run(count, size, work)
+        know_calls(self.model, known.counts if known.fixed else {})
+        with own_randomness(device, self.generator.initial_seed()) if known.draws else nullcontext():
+            return self._batches.run(count, size, work)
 
-    def image(self, option: ImageOption) -> Tensor:
+    def fits(self, example: Tensor) -> bool:
+        """Whether the forward and backward pass of one such input, (1, C, H, W), fits the memory budget."""
+        return need(self._survey(example), backward=True) <= self.memory
+
+    def image(self, option: ImageOption, *, whole: bool = False, size: Sequence[int] | None = None) -> Tensor:
         """Return an image option as the model takes it, (1, C, H, W): pictures are preprocessed, tensors are not.
+
+        Args:
+            option: the image.
+            whole: a picture is neither resized nor cropped.
+            size: (height, width) to which it is then resized, bilinear and antialiased.
 
         Raises:
             InputError: a picture was given and the model has no preprocessing, or the channels differ.
         """
+        like = self.example if self._inputs is None else self.inputs
         if option.tensor is not None:
-            made = option.tensor[None].to(self.inputs)
-        else:
-            assert option.image is not None
-            described = self._described or Model(self.model)
-            made = described.prepare([option.image]).to(self.inputs)
-        if made.shape[1] != self.inputs.shape[1]:
-            raise InputError(f"the image option has {made.shape[1]} channels, the inputs {self.inputs.shape[1]}")
-        return made
+            made = option.tensor[None].to(like)
+        elif option.image is not None:
+            described = self._described or Model(nn.Identity() if self._model is None else self._model)
+            made = described.prepare([option.image], whole=whole or size is not None).to(like)
+        if made.shape[1] != like.shape[1]:
+            raise InputError(f"the image option has {made.shape[1]} channels, the inputs {like.shape[1]}")
+        if size is None or tuple(made.shape[2:]) == tuple(size):
+            return made
+        return functional.interpolate(made, tuple(size), mode="bilinear", antialias=True)
 
     def baseline(self, option: float | tuple[float, ...] | ImageOption) -> Tensor:
         """Return a `Baseline` option in the units of the model's input, (C, H, W) or (C, 1, 1).
@@ -354,10 +433,29 @@ class Request:
             raise OptionError(f"option 'baseline': got {len(values)} numbers, expected {told}")
         return self.inputs.new_tensor(values)[:, None, None]
 
-    def calls(self) -> tuple[str, ...]:
-        """Return the full names of the modules that a forward pass calls, in the order in which they finish."""
-        assert self._survey is not None
-        return tuple(layer.name for layer in self._survey().layers)
+    def calls(self, example: Tensor | None = None) -> tuple[Layer, ...]:
+        """Return the module calls of a forward pass of the samples, or of such an input, in order of completion.
+
+        Their receptive fields are left out; `cnnviz.layers` has them.
+        """
+        return self._survey(example).layers
+
+    def told(self, row: int) -> str:
+        """Return the target of a sample in words: ``281 tabby``."""
+        labels = self._described.labels if self._described else None
+        one = part(self._target, row, row + 1)
+        return words(one[:, self._column] if isinstance(one, Tensor) else one, labels)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the request is of, as plain values by which long work that was interrupted knows itself again."""
+        tensors = [] if self._model is None else [tensor for _, tensor in named_tensors(self._model)]
+        return {
+            "model": fingerprint(*tensors),
+            "inputs": None if self._inputs is None else fingerprint(self._inputs),
+            "target": words(self._target, None),
+            "layers": list(self.layers),
+            "seed": self.generator.initial_seed(),
+        }
 
     def classes(self) -> Tensor | None:
         """Return the class explained for each sample, (N,), running the model if need be; None where it is no class."""
@@ -413,11 +511,15 @@ class Request:
             )
         return scores
 
+    def _survey(self, example: Tensor | None = None) -> Survey:
+        """Return what a forward pass of such an input does; of the samples where none is given."""
+        assert self._surveyed is not None
+        return self._surveyed(example)
+
     def _laid_out(self, x: Tensor) -> Tensor:
         """Return made inputs as convolutions on a CPU take them fastest, channels last, where the model allows that."""
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dim() != 4:
             return x
-        assert self._survey is not None
         verdicts = self._survey().verdicts
         if _LAYOUT not in verdicts:
             verdicts[_LAYOUT] = self._indifferent(x[:1])
@@ -437,7 +539,9 @@ class Request:
     def _reduced(self, output: Any, index: Tensor, *, unmodified: bool, probability: bool = False) -> Tensor:
         """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""
         match self._target:
-            case Channel() | Neuron():
+            case Several():
+                scores = self._target.score(output, index)[:, None]
+            case _ if isinstance(self._target, Selector):
                 scores = self._target.score(output)[:, None]
             case None | Tensor() | Top():
                 classes = self._classes(output if unmodified else None)
@@ -450,7 +554,7 @@ class Request:
         return scores
 
     def _run(self, x: Tensor) -> Any:
-        if not isinstance(self._target, (Channel, Neuron)):
+        if not isinstance(self._target, (Selector, Several)):
             return self.model(x)
         with capture(self.model, self._target.layer, stop=True) as seen:
             self.model(x)
@@ -464,6 +568,8 @@ class Request:
             return None
         if self._shared.classes is None:
             if output is None:
+                if self._inputs is None:
+                    raise TargetError("target: got none, and there are no inputs whose top class it could be; name one")
                 with torch.no_grad():
                     output = self.model(self.inputs.clone())
             self._shared.classes = _top(output, 1 if self._target is None else self._target.k)

@@ -1,4 +1,4 @@
-"""What is explained: a class, a label, the top class, a channel, a neuron, or what a callable makes of the output."""
+"""What is explained: a class, a label, the top class, something inside the network, or what a callable makes of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import LayerError, OptionError, TargetError, nearest
+from .models import fingerprint
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,50 @@ class Neuron:
         return f"neuron ({self.y}, {self.x}) of channel {self.index} of {self.layer}"
 
 
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction in the space of a layer's channels; made by `direction`."""
+
+    layer: str
+    vector: Tensor
+
+    def score(self, output: Any) -> Tensor:
+        """Return the channels' mean over space times the direction: (rows, C, …) -> (rows,)."""
+        _channel(output, self.layer, 0)
+        if output.shape[1] != len(self.vector):
+            told = f"got {len(self.vector)} numbers, but layer '{self.layer}' has {output.shape[1]} channels"
+            raise TargetError(f"direction: {told}")
+        scored: Tensor = output.reshape(*output.shape[:2], -1).mean(2) @ self.vector.to(output)
+        return scored
+
+    def __str__(self) -> str:
+        return f"direction {fingerprint(self.vector)[:8]} in {self.layer}"
+
+
+Selector: TypeAlias = Channel | Neuron | Direction
+"""Selects a number inside the network."""
+
+
+@dataclass(frozen=True)
+class Several:
+    """A selector for each sample, all in one layer."""
+
+    parts: tuple[Selector, ...]
+
+    @property
+    def layer(self) -> str:
+        """The layer of all."""
+        return self.parts[0].layer
+
+    def score(self, output: Any, rows: Tensor) -> Tensor:
+        """Return what the selector of each row's sample makes of it: (rows, C, …), (rows,) -> (rows,)."""
+        _channel(output, self.layer, 0)
+        return torch.cat([self.parts[row].score(output[i : i + 1]) for i, row in enumerate(rows.tolist())])
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.parts))
+
+
 @dataclass(frozen=True)
 class Top:
     """The classes with the highest scores; made by `top`."""
@@ -93,6 +138,14 @@ def neuron(layer: str, c: int, y: int, x: int) -> Neuron:
     return Neuron(layer, _whole(c), _whole(y), _whole(x))
 
 
+def direction(layer: str, vector: Sequence[float] | Tensor) -> Direction:
+    """Select a direction in the space of a layer's channels: the mean over space of the product with `vector`, (C,)."""
+    made = torch.as_tensor(vector, dtype=torch.float64).detach().clone()
+    if made.dim() != 1 or not bool(torch.isfinite(made).all()):
+        raise TargetError(f"direction: got {tuple(made.shape)}, expected one finite number for each channel")
+    return Direction(layer, made)
+
+
 def top(k: int) -> Top:
     """Select the `k` classes with the highest scores of each sample as targets.
 
@@ -111,12 +164,13 @@ def top(k: int) -> Top:
 
 ScoreFunction: TypeAlias = Callable[[Any], Tensor]
 Target: TypeAlias = (
-    "int | str | Sequence[int | str | Sequence[int | str]] | Tensor | Channel | Neuron | Top | ScoreFunction | None"
+    "int | str | Sequence[int | str | Sequence[int | str]] | Tensor | Selector | Sequence[Selector] | Top "
+    "| ScoreFunction | None"
 )
 """What callers may give."""
 
-Resolved: TypeAlias = "Tensor | Channel | Neuron | Top | ScoreFunction | None"
-"""What it becomes: class indices (N, K), a selector, a callable, or None for each sample's top class."""
+Resolved: TypeAlias = "Tensor | Selector | Several | Top | ScoreFunction | None"
+"""What it becomes: class indices (N, K), one or several selectors, a callable, or None for each sample's top class."""
 
 
 def columns(target: Resolved) -> int:
@@ -130,13 +184,18 @@ def columns(target: Resolved) -> int:
             return 1
 
 
-def resolve(target: Any, count: int, labels: Sequence[str] | None) -> Resolved:
+def resolve(target: Any, count: int | None, labels: Sequence[str] | None) -> Resolved:
     """Check a target as far as is possible without running the model.
+
+    Args:
+        target: what was given.
+        count: how many samples there are; None where there are as many as targets are given.
+        labels: names of the classes.
 
     Raises:
         TargetError: an unknown or ambiguous label, a wrong number of targets, or something that is no target.
     """
-    if target is None or isinstance(target, (Channel, Neuron, Top)):
+    if target is None or isinstance(target, (Channel, Neuron, Direction, Top)):
         return target
     if isinstance(target, Tensor):
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.dim() > 2:
@@ -146,19 +205,31 @@ def resolve(target: Any, count: int, labels: Sequence[str] | None) -> Resolved:
     elif hasattr(target, "tolist") and not isinstance(target, str):  # numpy
         target = target.tolist()
     if isinstance(target, (list, tuple, range)):
+        count = max(len(target), 1) if count is None else count
+        if len(target) != count:
+            told = f"got {len(target)} targets for {count} inputs; give one for each, or one for all"
+            raise TargetError(f"target: {told}")
+        if any(isinstance(item, Selector) for item in target):
+            return _several(target)
         rows = [
             [_class_index(one, labels) for one in (item if isinstance(item, (list, tuple, range)) else [item])]
             for item in target
         ]
-        if len(rows) != count:
-            raise TargetError(f"target: got {len(rows)} targets for {count} inputs; give one for each, or one for all")
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1 or lengths == [0]:
             raise TargetError(f"target: got {' and '.join(map(str, lengths))} classes, expected as many for each input")
         return torch.tensor(rows, dtype=torch.long)
     if callable(target):
         return target  # type: ignore[no-any-return]  # what it returns is checked when it is called
-    return torch.full((count, 1), _class_index(target, labels), dtype=torch.long)
+    return torch.full((count or 1, 1), _class_index(target, labels), dtype=torch.long)
+
+
+def _several(parts: Sequence[Any]) -> Several:
+    if not all(isinstance(part, Selector) for part in parts) or len({part.layer for part in parts}) > 1:
+        raise TargetError(
+            f"target: got {', '.join(map(str, parts))}; a list of channels, neurons and directions is of one layer"
+        )
+    return Several(tuple(parts))
 
 
 def _class_index(target: Any, labels: Sequence[str] | None) -> int:
@@ -171,7 +242,8 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TargetError(
             f"target: got {describe(value)}, expected a class index, a label, one of these for each input, "
-            "cnnviz.top(k), cnnviz.channel(…), cnnviz.neuron(…), or a callable from output to (rows,)"
+            "cnnviz.top(k), cnnviz.channel(…), cnnviz.neuron(…), cnnviz.direction(…), or a callable from output to "
+            "(rows,)"
         )
     return int(value.__index__())
 
@@ -272,6 +344,17 @@ def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
+def part(target: Resolved, start: int, stop: int) -> Resolved:
+    """Return the target of samples start to stop - 1."""
+    match target:
+        case Tensor():
+            return target[start:stop]
+        case Several():
+            return Several(target.parts[start:stop])
+        case _:
+            return target
+
+
 def words(target: Resolved, labels: Sequence[str] | None) -> str:
     """Return a target in words, for provenance."""
     match target:
@@ -281,7 +364,7 @@ def words(target: Resolved, labels: Sequence[str] | None) -> str:
             classes = target.flatten().tolist()
             names = [f"{i} {labels[i]}" if labels and 0 <= i < len(labels) else str(i) for i in classes]
             return "class " + (names[0] if len(set(names)) == 1 else ", ".join(names))
-        case Channel() | Neuron() | Top():
+        case Channel() | Neuron() | Direction() | Several() | Top():
             return str(target)
         case _:
             return f"callable {getattr(target, '__qualname__', type(target).__name__)}"

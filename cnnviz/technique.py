@@ -67,11 +67,13 @@ class Technique(Declared):
         options: its `Options` class.
         family: "attribution", "inspection", "behaviour", "synthesis", "texture", "style", or one of its own.
         inputs: "each" sample by itself (batched by the framework within the memory budget), "all" at once, or "none".
-        layers: whether it takes "none", "one" or "many" layers; many are computed one by one and fused by their mean.
+        layers: whether it takes "none", "one", "many" or "all" layers. Many are computed one by one, and heatmaps fused
+            by their mean; all are handed over together, as `Request.layers`, and none need be named.
         default_layer: what is taken where no layer is named: the last spatial output before the head that is no
             pooling, or the first convolution.
         thousands: whether it takes a thousand forward passes and more by default; reports leave it out unless it is
             named.
+        whole: whether pictures are handed over as they are, neither resized nor cropped, and without a model too.
 
     Raises:
         PluginError: a malformed declaration.
@@ -83,9 +85,10 @@ class Technique(Declared):
     options: type[Options] = Options
     family: str = "attribution"
     inputs: Literal["each", "all", "none"] = "each"
-    layers: Literal["none", "one", "many"] = "none"
+    layers: Literal["none", "one", "many", "all"] = "none"
     default_layer: Literal["last-spatial", "first-convolution"] = "last-spatial"
     thousands: bool = False
+    whole: bool = False
 
     @property
     def quick(self) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 from .errors import SaveError
 
 
-def write_file(path: str | Path, text: str) -> Path:
-    """Write `text` to `path` and return its absolute path.
+def write_file(path: str | Path, content: str | bytes) -> Path:
+    """Write a text, in UTF-8, or bytes to `path` and return its absolute path.
 
     Raises:
         SaveError: the file cannot be written; nothing is left of it, and one that was there is as it was.
@@ -24,8 +24,8 @@ def write_file(path: str | Path, text: str) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         Path(scratch).chmod(0o644)
         Path(scratch).replace(place)
     except OSError as error:

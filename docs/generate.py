@@ -30,13 +30,15 @@ def techniques_page() -> str:
             continue
         technique = known[offer.name]
         lines += ["", f"## {technique.name}", "", *_paragraphs(f"*{technique.family}.* ", technique.function)]
-        takes = {"none": "", "one": "Takes one layer. ", "many": "Takes one layer or several, fused by their mean. "}
+        takes = {"one": "one layer", "many": "one layer or several, whose heatmaps are fused by their mean"}
         default = {
             "last-spatial": "the last spatial output before the head",
             "first-convolution": "the first convolution",
         }
-        if technique.layers != "none":
-            lines += ["", f"{takes[technique.layers]}Default: {default[technique.default_layer]}."]
+        if technique.layers == "all":
+            lines += ["", "Takes layers, all at once."]
+        elif technique.layers != "none":
+            lines += ["", f"Takes {takes[technique.layers]}. Default: {default[technique.default_layer]}."]
         lines += _options(technique.options)
     return "\n".join(lines) + "\n"
 

@@ -10,16 +10,12 @@ import torch
 import cnnviz
 from cnnviz.metrics import available
 from cnnviz.testing import ConformanceError, SmallNet, check_metric, check_technique
-
-FASTER: dict[str, dict[str, Any]] = {
-    "occlusion": {"window": 8, "stride": 6},
-    "texture-patch": {"size": 8, "window": 5},
-}
+from tests import quick
 
 
 @pytest.mark.parametrize("name", list(cnnviz.techniques()))
 def test_technique_conforms(name: str) -> None:
-    assert "threads" in check_technique(name, **FASTER.get(name, {}))
+    assert "threads" in check_technique(name, **quick.OPTIONS.get(name, {}))
 
 
 QUICKER: dict[str, dict[str, Any]] = {

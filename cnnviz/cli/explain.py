@@ -26,7 +26,6 @@ from .common import (
     MemoryOption,
     ModelOption,
     SeedOption,
-    TargetOption,
     WeightsOption,
     load,
     option_value,
@@ -72,7 +71,7 @@ def _run(
     images: list[Path] | None = None,
     model: str | None,
     weights: str,
-    target: str | None,
+    target: list[str] | None,
     layer: list[str] | None = None,
     out: Path | None,
     seed: int,
@@ -91,7 +90,7 @@ def _run(
             loaded,
             list(paths) or None,
             technique.name,
-            target=parse_target(target),
+            target=_targets(target or [], len(paths)),
             layer=layer or None,
             seed=seed,
             memory=memory,
@@ -100,6 +99,14 @@ def _run(
         )
     folder = result.save(out or Path("cnnviz-out") / technique.name)
     _tell(result, loaded, paths, folder, json=json)
+
+
+def _targets(texts: list[str], images: int) -> Any:
+    """Return what to explain: of each image, or of nothing, one target or several."""
+    parsed = [parse_target(text) for text in texts]
+    if len(parsed) <= 1:
+        return parsed[0] if parsed else None
+    return [parsed] * images if images else parsed
 
 
 def _tell(result: Explanation, model: Model, paths: list[Path], folder: Path, *, json: bool) -> None:
@@ -159,7 +166,14 @@ _COMMON: Final[dict[str, Any]] = {
     "images": ImagesArgument,
     "model": ModelOption,
     "weights": WeightsOption,
-    "target": TargetOption,
+    "target": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help="Class index or label, top:K, channel:LAYER:C[:max], or neuron:LAYER:C:Y:X; repeatable; top class by "
+            "default.",
+        ),
+    ],
     "layer": Annotated[
         list[str] | None,
         typer.Option("--layer", help="Module name, NAME#K for the K-th call; repeatable where many are taken."),

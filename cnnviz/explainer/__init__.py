@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import targets
 from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
-from ..explanation import Explanation, Provenance
+from ..explanation import Explanation, Gallery, Provenance
 from ..memory import parse_memory
 from ..models import Lender, Model, differs_in_training, find_module, fingerprint
 from ..options import make_options
@@ -136,6 +136,9 @@ class Explainer:
             result = call.run(replica)
         provenance = self._provenance(call, time.perf_counter() - started)
         pictures = call.pictures
+        if isinstance(result, Gallery) and call.samples is not None and self.technique.inputs == "each":
+            sources = torch.arange(len(call.samples)).repeat_interleave(len(result.images) // len(call.samples))
+            result = replace(result, sources=sources)
         if pictures is not None and call.columns > 1:
             pictures = pictures.repeat_interleave(call.columns, 0)
         return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
@@ -172,8 +175,10 @@ class Explainer:
         self, inputs: Inputs, target: targets.Target, seed: int, progress: Progress | None
     ) -> Iterator[tuple[Call, nn.Module | None]]:
         """Check what was given; lend the call and a replica of the model."""
-        samples, pictures = (None, None) if self._takes_none(inputs) else prepare(inputs, self.model)
-        count = 1 if samples is None else len(samples)
+        samples: Tensor | None = None
+        pictures: Tensor | None = None
+        if not self._takes_none(inputs):
+            samples, pictures = prepare(inputs, self.model, whole=self.technique.whole)
         with torch.inference_mode(False), torch.enable_grad():
             if self._lender is not None:
                 self._lender.refresh()
@@ -184,7 +189,9 @@ class Explainer:
                 lender=self._lender,
                 samples=samples,
                 pictures=pictures,
-                target=targets.resolve(target, count, self.model.labels if self.model else None),
+                target=targets.resolve(
+                    target, None if samples is None else len(samples), self.model.labels if self.model else None
+                ),
                 layers=self._layers,
                 seed=_seed(seed),
                 memory=self.memory,
@@ -205,9 +212,9 @@ class Explainer:
         """Return the layers as they were named, after checking that they exist and how many the technique takes."""
         names: tuple[Any, ...] = () if layer is None else tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
         takes, technique = self.technique.layers, f"technique '{self.technique.name}'"
-        if takes != "none" and self._lender is None:
+        if self._lender is None and (names or takes in ("one", "many")):
             raise ModelError(f"{technique} looks into a model; give one as the first argument")
-        if len(names) > {"none": 0, "one": 1, "many": len(names)}[takes]:
+        if len(names) > {"none": 0, "one": 1}.get(takes, len(names)):
             raise LayerError(
                 f"{technique} takes {'no' if takes == 'none' else takes} layer, got {', '.join(map(repr, names))}"
             )

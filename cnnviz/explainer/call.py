@@ -66,11 +66,19 @@ class Call:
         Raises:
             InputError: the model cannot run on it.
         """
-        assert self.lender is not None
         assert self.samples is not None
+        return self.surveyed(self.samples)
+
+    def surveyed(self, example: Tensor) -> Survey:
+        """Return what the forward pass of such an input, (1, C, H, W), does.
+
+        Raises:
+            InputError: the model cannot run on it.
+        """
+        assert self.lender is not None
         assert self.model is not None  # there is a lender for it
-        with telling(self.model.name, self.samples):
-            return self.lender.survey(self.samples)
+        with telling(self.model.name, example):
+            return self.lender.survey(example)
 
     def run(self, replica: nn.Module | None) -> Explanation:
         """Return the technique's result for all samples and layers, without provenance."""
@@ -103,8 +111,8 @@ class Call:
     ) -> Request:
         """Return a request for samples start to stop - 1 and one of their targets."""
         target = self.target
-        if isinstance(target, Tensor) and self.samples is not None:
-            target = target[start:stop]
+        if self.samples is not None:
+            target = targets.part(target, start, stop)
         return Request(
             model=replica,
             inputs=None if self.samples is None else self.samples[start:stop],
@@ -115,7 +123,7 @@ class Call:
             memory=self.memory,
             progress=progress or self._step(start, stop, 0, 1),
             described=self.model,
-            survey=lambda: self.survey,
+            survey=lambda example: self.survey if example is None else self.surveyed(example),
             batches=self.batches,
             shared=shared,
             column=column,
@@ -123,6 +131,8 @@ class Call:
 
     def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:
         if self.technique.layers == "none":
+            return ()
+        if self.technique.layers == "all" and not names:
             return ()
         if self.technique.default_layer == "first-convolution" and not names:
             return (self._first_convolution(),)
@@ -163,7 +173,7 @@ class Call:
         """Run the technique for one target of each sample, for each layer, and fuse."""
         results: list[Explanation] = []
         requests: list[Request] = []
-        layers = self.layers or (None,)
+        layers = (None,) if self.technique.layers == "all" else self.layers or (None,)
         for number, layer in enumerate(layers):
             request = self.request(
                 replica,
@@ -238,12 +248,15 @@ class Call:
         return result
 
     def _fused(self, results: list[Explanation]) -> Explanation:
-        """Resize maps to the inputs where asked for, and fuse those of several layers by their mean."""
+        """Resize maps to the inputs where asked for, and fuse those of several layers by their mean; join pictures."""
         mode = getattr(self.options, "upsample", None)
+        galleries = [result for result in results if isinstance(result, Gallery)]
+        if len(galleries) == len(results) > 1:
+            return _side_by_side(galleries)
         if self.samples is None or not all(isinstance(result, Heatmap) for result in results):
             if len(results) > 1:
                 raise PluginError(
-                    f"technique '{self.technique.name}' takes many layers, but returns no heatmaps to fuse"
+                    f"technique '{self.technique.name}' takes many layers, but returns neither heatmaps nor galleries"
                 )
             return results[0]
         size = tuple(self.samples.shape[2:])
@@ -296,6 +309,27 @@ def _interleaved(columns: list[Heatmap]) -> Heatmap:
         target=joined("target"),
         errors=joined("errors"),
         draws=joined("draws"),
+        captions=tuple(caption for row in captions for caption in row),
+    )
+
+
+def _side_by_side(galleries: list[Gallery]) -> Gallery:
+    """Put the pictures of each sample beside each other: row i * K + j is what gallery j shows of sample i."""
+
+    def joined(name: str) -> Tensor | None:
+        found = [tensor for gallery in galleries if (tensor := getattr(gallery, name)) is not None]
+        even = len({tensor.shape for tensor in found}) == 1 and len(found) == len(galleries)
+        return torch.stack(found, 1).flatten(0, 1) if even else None
+
+    images = joined("images")
+    if images is None:
+        raise PluginError("galleries of several layers have pictures of different sizes or numbers")
+    captions = zip(*(gallery.captions for gallery in galleries), strict=True)
+    return Gallery(
+        images=images,
+        rows=joined("rows"),
+        values=joined("values"),
+        history=joined("history"),
         captions=tuple(caption for row in captions for caption in row),
     )
 

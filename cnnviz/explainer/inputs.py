@@ -9,26 +9,32 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import Identity
 
 from ..data import open_image
 from ..errors import InputError
-from ..models import Model
+from ..models import Model, Preprocess
 from ..targets import describe
 
 Inputs: TypeAlias = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image] | None
 
 
-def prepare(inputs: Any, model: Model | None) -> tuple[Tensor, Tensor]:
+def prepare(inputs: Any, model: Model | None, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """Return the samples, (N, C, H, W), as the model takes them, and the pictures, (N, 3, H, W) in [0, 1], they show.
+
+    Args:
+        inputs: what the caller gave.
+        model: what they are for, or None.
+        whole: leave pictures at their size; where nothing is known of the model's units, take them for [0, 1].
 
     Raises:
         InputError: neither a float tensor that the model can take, nor pictures that it can be fed.
     """
-    samples = _checked(inputs, model) if isinstance(inputs, Tensor) else _opened(inputs, model)
+    samples = _checked(inputs, model) if isinstance(inputs, Tensor) else _opened(inputs, model, whole=whole)
     with torch.inference_mode(False), torch.no_grad():
         # A clone, which a faulty technique may write to, and which can take part in gradients if an inference tensor.
         samples = samples.detach().clone() if isinstance(inputs, Tensor) else samples
-        return samples, _pictures(samples, model)
+        return samples, _shown(samples, model) if whole else _pictures(samples, model)
 
 
 def _checked(inputs: Tensor, model: Model | None) -> Tensor:
@@ -56,7 +62,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _opened(inputs: Any, model: Model | None) -> Tensor:
+def _opened(inputs: Any, model: Model | None, *, whole: bool) -> Tensor:
     items = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     if not items:
         raise InputError("inputs: got an empty list, expected at least one picture")
@@ -68,9 +74,28 @@ def _opened(inputs: Any, model: Model | None) -> Tensor:
         if not isinstance(item, (str, Path, Image.Image)):
             expected = "a tensor (N, C, H, W), a path, a PIL image, or a list of these two"
             raise InputError(f"inputs: got {describe(item)}, expected {expected}")
-    if model is None:
+    if model is None and not whole:
         raise InputError("inputs: got a picture, but there is no model to prepare it for; give a tensor (N, C, H, W)")
-    return model.prepare([open_image(item) for item in items])
+    return (model or Model(Identity())).prepare([open_image(item) for item in items], whole=whole)
+
+
+def _shown(samples: Tensor, model: Model | None) -> Tensor:
+    """Return the pictures behind samples in known units.
+
+    Raises:
+        InputError: they are in other units than [0, 1], and nothing says in which.
+    """
+    units = Preprocess() if model is None else model.normalisation
+    low, high = float(samples.min()), float(samples.max())
+    if (model is None or model.preprocess is None) and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        raise InputError(
+            f"inputs: got values from {low:.3g} to {high:.3g}, and no preprocessing that tells what they show; give "
+            "pictures in [0, 1], or cnnviz.load_model(module, preprocess=cnnviz.Preprocess(mean=…, std=…))"
+        )
+    return units.inverse(samples.float()).cpu().contiguous()
+
+
+_ROUNDING = 1e-3
 
 
 def _pictures(samples: Tensor, model: Model | None) -> Tensor:

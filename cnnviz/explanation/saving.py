@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +21,9 @@ from .types import Explanation, Gallery
 
 SIDECAR: Final = "explanation.json"
 TENSORS: Final = "tensors.safetensors"
+VIDEO: Final = "animation.mp4"
 FORMAT: Final = 1
-FOLDER: Final = Kind("an explanation", (SIDECAR, TENSORS, "figure-*.png", "image-*.png"))
+FOLDER: Final = Kind("an explanation", (SIDECAR, TENSORS, VIDEO, "figure-*.png", "image-*.png"))
 
 
 def save(explanation: Explanation, folder: Path) -> Path:
@@ -36,8 +39,10 @@ def _write(explanation: Explanation, folder: Path) -> None:
     if isinstance(explanation, Gallery):
         for number, picture in enumerate(explanation.images):
             render.to_pil(picture).save(folder / f"image-{number:03d}.png")
+        if explanation.frame_rate is not None:
+            _film(folder, explanation.frame_rate)
     # Fields that are no tensors, such as captions, are JSON; the sidecar comes last and vouches for the rest.
-    plain = {name: value for name, value in vars(explanation).items() if isinstance(value, tuple)}
+    plain = {name: value for name, value in vars(explanation).items() if isinstance(value, (tuple, float))}
     sidecar = {
         "format": FORMAT,
         "kind": explanation.kind,
@@ -46,6 +51,21 @@ def _write(explanation: Explanation, folder: Path) -> None:
         "sha256": {TENSORS: hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()},
     }
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _film(folder: Path, frame_rate: float) -> None:
+    """Make a video of the pictures in a folder, where ffmpeg is installed."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        return
+    command = [ffmpeg, "-loglevel", "error", "-framerate", str(frame_rate), "-i", "image-%03d.png"]
+    # Sides must be even, and players know no other pixel format.
+    command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", VIDEO]
+    done = subprocess.run(  # noqa: S603  # arguments of our own
+        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        raise SaveError(f"ffmpeg could not make a video of the pictures: {done.stderr.strip()[-300:]}")
 
 
 def load(folder: str | Path) -> Explanation:
@@ -77,7 +97,9 @@ def load(folder: str | Path) -> Explanation:
             )
         if hashlib.sha256(raw).hexdigest() != sidecar["sha256"][TENSORS]:
             raise SaveError(f"'{place / TENSORS}' is damaged: its SHA-256 is not the one in {SIDECAR}; save it again")
-        fields: dict[str, Any] = {name: tuple(value) for name, value in sidecar["fields"].items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in sidecar["fields"].items()
+        }
         fields |= load_file(place / TENSORS)
         fields["provenance"] = sidecar["provenance"] and Provenance.from_json(sidecar["provenance"])
         return Explanation.kinds[sidecar["kind"]](**fields)

@@ -22,6 +22,8 @@ _CHANNELS_SHOWN = 64
 _LARGE = 96  # pixels; a smaller picture is shown in a grid
 _TILE = 48
 _TILES_SHOWN = 1024
+_FRAMES = 5  # of an animation that are shown
+_GAP = 8
 _MAP = 800
 
 Panel = tuple[Image.Image, str, "render.Scale | None"]
@@ -161,24 +163,50 @@ class Gallery(Explanation):
         rows: (M,) which row (filter, channel, sample) each picture belongs to, or None.
         values: the numbers that the pictures show, (M, …), where they come from numbers.
         history: (M, steps), objective per step of synthesised pictures, or None.
+        frame_rate: pictures in a second where they are an animation, or None.
+        sources: (M,), which of `pictures` each was made from and is shown beside, or None.
     """
 
     images: Tensor
     rows: Tensor | None = None
     values: Tensor | None = None
     history: Tensor | None = None
+    frame_rate: float | None = None
+    sources: Tensor | None = None
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:
-        """Return small pictures in one grid, large ones each by itself with its caption."""
+        """Return small pictures in one grid; of large ones each by itself, or those of one source beside it."""
         if len(self.images) == 0:
             return []
         if max(self.images.shape[-2:]) >= _LARGE:
-            tiles = [render.to_pil(image) for image in self.images[:limit]]
-            return [[(tile, self.captions[i] if i < len(self.captions) else "", None)] for i, tile in enumerate(tiles)]
+            return [[self._strip(list(places))] for places in self._groups()[:limit]]
         tiles = [render.to_pil(image) for image in self.images[:_TILES_SHOWN]]
         more = f" (first {len(tiles)} of {len(self.images)})" if len(tiles) < len(self.images) else ""
         caption = self.captions[0] + more if self.captions else more.strip()
         return [[(render.grid(tiles, tile=_TILE), caption, None)]]
+
+    def _groups(self) -> list[range]:
+        """Return the places of consecutive pictures that were made from the same source."""
+        count = len(self.images)
+        if self.sources is None:
+            return [range(i, i + 1) for i in range(count)]
+        sources = self.sources.tolist()
+        begins = [i for i in range(count) if i == 0 or sources[i] != sources[i - 1]]
+        return [range(a, b) for a, b in zip(begins, [*begins[1:], count], strict=True)]
+
+    def _strip(self, places: list[int]) -> Panel:
+        """Return pictures side by side, after their source; of an animation a few."""
+        if self.frame_rate is not None:
+            places = [places[round(i * (len(places) - 1) / (_FRAMES - 1))] for i in range(_FRAMES)]
+        shown = [self.images[i] for i in places]
+        if self.sources is not None and self.pictures is not None:
+            shown.insert(0, self.pictures[int(self.sources[places[0]])])
+        tiles = [render.to_pil(picture) for picture in shown]
+        caption = "; ".join(dict.fromkeys(self.captions[i] for i in places if i < len(self.captions)))
+        if len(tiles) == 1:
+            return tiles[0], caption, None
+        side = max(self.images.shape[-2:])
+        return render.grid(tiles, columns=len(tiles), tile=side, gap=_GAP), caption, None
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -68,7 +68,7 @@ def _from_the_last(case: Case, net: nn.Module) -> list[nn.Module]:
     """Return the modules with parameters of their own, those that are called last first."""
     every = net.named_modules()
     weighted = {name: module for name, module in every if next(module.parameters(recurse=False), None) is not None}
-    called = [name.partition("#")[0] for name in case.request.calls()]
+    called = [layer.name.partition("#")[0] for layer in case.request.calls()]
     order = {name: place for place, name in enumerate(called)}
     return [weighted[name] for name in sorted(weighted, key=lambda name: order.get(name, -1), reverse=True)]
 

@@ -9,7 +9,7 @@ from .receptive_field import ReceptiveField
 from .relu_rules import relu_rule
 from .replica import differs_in_training, replicate, unwrap
 from .sources import load_model
-from .state import digest, fingerprint
+from .state import digest, fingerprint, named_tensors
 from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "know_calls",
     "layers",
     "load_model",
+    "named_tensors",
     "own_randomness",
     "relu_rule",
     "replicate",

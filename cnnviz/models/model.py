@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -68,28 +68,43 @@ class Model:
                 return module.in_features
         return 3
 
+    @property
+    def normalisation(self) -> Preprocess:
+        """From [0, 1] pictures of any size to inputs and back; where nothing is known, inputs are such pictures."""
+        if self.preprocess is None:
+            convolutions = (module for module in self.module.modules() if isinstance(module, nn.Conv2d))
+            channels = next((module.in_channels for module in convolutions), 3)
+            return Preprocess(mean=(0.0,) * channels, std=(1.0,) * channels)
+        return replace(self.preprocess, resize=None, crop=None)
+
     def example(self, size: tuple[int, int] | None = None) -> Tensor:
         """Return one blank input, (1, C, H, W), of `size` or the usual 224 × 224 where none is known."""
         height, width = size or self.input_size or (224, 224)
         return torch.zeros(1, self.channels, height, width, dtype=self.dtype, device=self.device)
 
-    def prepare(self, images: Sequence[Image.Image]) -> Tensor:
+    def prepare(self, images: Sequence[Image.Image], *, whole: bool = False) -> Tensor:
         """Return the network's input for upright RGB pictures: (N, C, H, W) on the module's device and dtype.
+
+        Args:
+            images: the pictures.
+            whole: neither resize nor crop them.
 
         Raises:
             InputError: there is no preprocessing, or it leaves the pictures at different sizes.
         """
-        if self.preprocess is None:
+        if self.preprocess is None and not whole:
             raise InputError(
                 f"{self.name} has no preprocessing, so that pictures cannot be fed to it; give a tensor (N, C, H, W), "
                 "or wrap it: cnnviz.load_model(module, preprocess=cnnviz.Preprocess(…))"
             )
-        rows = [self.preprocess(image) for image in images]
+        preprocess = self.normalisation if whole or self.preprocess is None else self.preprocess
+        rows = [preprocess(image) for image in images]
         sizes = {tuple(row.shape) for row in rows}
         if len(sizes) > 1:
             raise InputError(
-                f"the pictures have different sizes after preprocessing ({', '.join(map(str, sorted(sizes)))}); give "
-                "them one by one, or a preprocessing that crops"
+                f"the pictures have different sizes{'' if whole else ' after preprocessing'} "
+                f"({', '.join(map(str, sorted(sizes)))}); give them one by one"
+                f"{'' if whole else ', or a preprocessing that crops'}"
             )
         return torch.stack(rows).to(self.device, self.dtype)
 

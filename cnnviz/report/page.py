@@ -151,6 +151,7 @@ def _suitable() -> dict[str, Technique]:
         for name, technique in techniques().usable().items()
         if (technique.inputs == "each" or (technique.inputs == "none" and technique.layers != "none"))
         and technique.quick
+        and not technique.whole
     }
 
 

@@ -106,6 +106,33 @@ def test_explain_several_targets_tells_each(run: Run, photo: str) -> None:
     assert "top:K" in run("explain", "grad-cam", photo, "--target", "top:many")[2]
 
 
+def test_several_targets(run: Run, photo: str) -> None:
+    two = ("--target", "tabby", "--target", "285", "--json")
+    told = json.loads(run("explain", "grad-cam", photo, photo, *two)[1])
+    assert [row["target"] for row in told["results"]] == [281, 285, 281, 285]
+    quick = ("--steps", "1", "--size", "32")
+    made = json.loads(run("explain", "class-visualization", *two, *quick)[1])
+    assert made["provenance"]["target"] == "class 281 tabby, 285 Egyptian cat"
+    assert len(made["figures"]) == 1
+    code, _, error = run("explain", "class-visualization", *quick)
+    assert code == 2
+    assert "target: got none" in error
+
+
+def test_pictures_of_any_size(run: Run, photo: str, tmp_path: Path) -> None:
+    """Techniques that make pictures take them whole, and lists of them as options."""
+    with Image.open(photo) as image:
+        image.resize((90, 70)).save(tmp_path / "small.png")
+    given = ("--styles", f"{photo},small.png", "--style-weights", "1,2", "--steps", "1", "--tile", "192")
+    told = json.loads(run("explain", "style-transfer", "small.png", *given, "--json")[1])
+    with Image.open(Path(told["folder"]) / "image-000.png") as painting:
+        assert painting.size == (90, 70)
+    assert len(told["provenance"]["options"]["styles"]) == 2
+    patched = json.loads(run("explain", "texture-patch", "small.png", "--size", "12", "--window", "5", "--json")[1])
+    with Image.open(Path(patched["folder"]) / "image-000.png") as texture:
+        assert texture.size == (12, 12)
+
+
 def test_flags_reach_the_options(run: Run, photo: str) -> None:
     arguments = ("--window", "64,48", "--stride", "64", "--baseline", "0.1,0.2,0.3", "--json")
     told = json.loads(run("explain", "occlusion", photo, *arguments)[1])

@@ -64,9 +64,7 @@ def test_default_is_the_same_on_every_machine() -> None:
 
 
 def described(*, largest: int = 1000, working: int = 3000, kept: int = 10_000, weights: int = 0) -> Survey:
-    return Survey(
-        (), None, None, largest=largest, working=working, kept=kept, weights=weights, draws=False, fixed=True
-    )
+    return Survey((), None, None, largest=largest, working=working, kept=kept, weights=weights, draws=False, fixed=True)
 
 
 def test_batch_fills_the_budget() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import cnnviz
-from cnnviz import CnnvizError, LayerError, OptionError, TargetError, channel, explain, neuron, top
+from cnnviz import CnnvizError, LayerError, OptionError, TargetError, channel, direction, explain, neuron, top
 from cnnviz.targets import called, class_output, class_scores, describe, resolve, words
 
 LABELS = ("cat", "dog", "crane", "crane", "Fish")
@@ -334,3 +334,50 @@ def test_target_in_words(target: Any, labels: Any, told: str) -> None:
 def test_callable_in_words_is_named() -> None:
     assert "test_callable_in_words_is_named" in words(lambda output: output[:, 0], None)
     assert cnnviz.channel("a", 0) == channel("a", 0)
+
+
+# ---------------------------------------------------------------- directions, and selectors for each sample
+
+
+def test_direction_is_the_mean_of_its_products() -> None:
+    maps = torch.randn(4, 3, 5, 6)
+    wanted = torch.einsum("nchw,c->nhw", maps, torch.tensor([1.0, -2.0, 0.5])).mean((1, 2))
+    torch.testing.assert_close(direction("conv", [1, -2, 0.5]).score(maps), wanted)
+    one = torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(direction("conv", one).score(maps), channel("conv", 1).score(maps))
+    torch.testing.assert_close(direction("fc", one).score(maps[:, :, 0, 0]), maps[:, 1, 0, 0])
+
+
+def test_directions_that_do_not_fit_are_told() -> None:
+    with pytest.raises(TargetError, match="got 2 numbers, but layer 'conv' has 3 channels"):
+        direction("conv", [1, 2]).score(torch.zeros(1, 3, 2, 2))
+    for vector in ([[1.0]], [float("nan")]):
+        with pytest.raises(TargetError, match="one finite number for each channel"):
+            direction("conv", vector)  # type: ignore[arg-type]
+
+
+def test_a_selector_for_each_sample() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4)).eval()
+    x = torch.randn(3, 3, 8, 8)
+    several = [channel("0", 2), neuron("0", 1, 2, 3), direction("0", torch.arange(6.0))]
+    together = cnnviz.explain(net, x, "saliency", target=several)
+    assert isinstance(together, cnnviz.Heatmap)
+    for i, one in enumerate(several):
+        alone = cnnviz.explain(net, x[i : i + 1], "saliency", target=one)
+        assert isinstance(alone, cnnviz.Heatmap)
+        torch.testing.assert_close(together.values[i : i + 1], alone.values)
+    assert together.provenance is not None
+    assert together.provenance.target is not None
+    assert together.provenance.target.startswith("channel 2 of 0 (mean), neuron (2, 3) of channel 1 of 0, direction ")
+    with pytest.raises(TargetError, match="got 2 targets for 3 inputs"):
+        cnnviz.explain(net, x, "saliency", target=several[:2])
+    for mixed in ([channel("0", 0), channel("1", 0), channel("0", 1)], [channel("0", 0), 1, 2]):
+        with pytest.raises(TargetError, match="a list of channels, neurons and directions is of one layer"):
+            cnnviz.explain(net, x, "saliency", target=mixed)
+
+
+def test_without_samples_there_are_as_many_as_targets() -> None:
+    assert resolve([3, 1], None, None).tolist() == [[3], [1]]  # type: ignore[union-attr]
+    assert resolve(2, None, None).tolist() == [[2]]  # type: ignore[union-attr]
+    with pytest.raises(TargetError):
+        resolve([], None, None)

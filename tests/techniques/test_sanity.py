@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import cnnviz
 from cnnviz.data import demo_picture
+from tests import quick
 
 SMOOTHED: dict[str, dict[str, Any]] = {
     "grad-cam": {},
@@ -66,11 +67,10 @@ def test_guided_backprop_hardly_notices(likenesses: dict[str, float]) -> None:
     assert likenesses["guided-backprop"] > 2 * max(others)
 
 
-QUICK: dict[str, dict[str, Any]] = {
+QUICK: dict[str, dict[str, Any]] = quick.OPTIONS | {
     "integrated-gradients": {"steps": 1},
     "occlusion": {"window": 4, "stride": 4},
     "rise": {"masks": 2},
-    "filters": {},
     "texture-patch": {"size": 4, "window": 3},
 }
 
@@ -86,12 +86,11 @@ def resident() -> int:
 @pytest.mark.parametrize("technique", list(cnnviz.techniques()))
 def test_thousands_of_calls_leave_nothing_behind(technique: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
-    takes_none = cnnviz.techniques()[technique].inputs == "none"
-    x = None if takes_none else torch.rand(1, 3, 8, 8)
+    x, target = quick.arguments(technique, torch.rand(1, 3, 8, 8))
 
     def call(times: int) -> tuple[int, int]:
         for _ in range(times):
-            cnnviz.explain(net, x, technique, **QUICK.get(technique, {}))
+            cnnviz.explain(net, x, technique, target=target, **QUICK.get(technique, {}))
         gc.collect()
         return resident(), len(gc.get_objects())
 

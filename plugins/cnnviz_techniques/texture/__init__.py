@@ -1,1 +1,1 @@
-"""Textures made from a sample."""
+"""Textures made from samples."""

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cnnviz import Field, Gallery, InputError, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz import Field, Gallery, OptionError, Options, Pair, Request, Technique, hookimpl
 from cnnviz.ops import Guide, grow_texture
 
 _CHUNK = 256  # pixels between two steps of progress
@@ -53,11 +53,11 @@ class _Start(NamedTuple):
 def texture_patch(request: Request, options: TexturePatchOptions) -> Gallery:
     """Make a texture pixel by pixel, each copied from where the sample looks most like its surroundings.
 
-    Samples are the inputs, (N, 3, H, W) in [0, 1]; `images` are (N, 3, h, w), each pixel one of its sample's. Efros &
-    Leung 1999, section 2, with Gaussian weights of deviation window / 6.4 and no threshold of error. Wei & Levoy 2000,
-    section 3, on a torus: around a pixel all that comes before it row by row, and on the coarser level a square half as
-    wide; later passes as in section 5.1, with the whole square. The time taken grows with the texture's pixels times
-    the sample's.
+    Samples are the inputs as pictures; `images` are (N, 3, h, w), each pixel one of its sample's. No model is needed.
+    Efros & Leung 1999, section 2, with Gaussian weights of deviation window / 6.4 and no threshold of error. Wei &
+    Levoy 2000, section 3, on a torus: around a pixel all that comes before it row by row, and on the coarser level a
+    square half as wide; later passes as in section 5.1, with the whole square. The time taken grows with the texture's
+    pixels times the sample's.
     """
     samples = _samples(request, options)
     starts = _starts(samples.shape[2:], options, request.generator)
@@ -79,16 +79,10 @@ def _samples(request: Request, options: TexturePatchOptions) -> Tensor:
     """Return the samples on the CPU, where pixels are chosen one after the other.
 
     Raises:
-        InputError: they are no colours in [0, 1].
+        InputError: they are no colours.
         OptionError: the window is even, or larger than a sample on its coarsest level.
     """
-    samples = request.inputs.detach()
-    low, high = samples.aminmax()
-    if samples.shape[1] != 3 or not (low >= 0 and high <= 1):
-        raise InputError(
-            f"inputs: got {samples.shape[1]} channels of {low:.4g} to {high:.4g}, expected 3 channels in [0, 1]; give "
-            "pictures that are not normalised"
-        )
+    samples = request.normalisation.inverse(request.inputs.detach())
     window, side = options.window, min(samples.shape[2:])
     if window % 2 == 0:
         raise OptionError(f"option 'window': got {window}, expected an odd number; give {window - 1} or {window + 1}")
@@ -213,4 +207,4 @@ def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("texture-patch", texture_patch, TexturePatchOptions, family="texture"))
+    register(Technique("texture-patch", texture_patch, TexturePatchOptions, family="texture", whole=True))

@@ -1,0 +1,38 @@
+"""Pictures made by a network: one optimisation engine, and the parts that techniques put together with it."""
+
+from .canvas import Canvas, Fourier, Pixels
+from .checkpoint import Checkpoint
+from .features import by_size, features
+from .optimise import optimise
+from .options import Optimised, Regularised, Transformed
+from .regularisers import blur, clip_gradients, clip_pixels, p_norm, total_variation
+from .run import synthesise
+from .style import Style, StyleLoss, style_layers
+from .tiles import fitting, tiled
+from .transforms import affine, jitter
+
+__all__ = [
+    "Canvas",
+    "Checkpoint",
+    "Fourier",
+    "Optimised",
+    "Pixels",
+    "Regularised",
+    "Style",
+    "StyleLoss",
+    "Transformed",
+    "affine",
+    "blur",
+    "by_size",
+    "clip_gradients",
+    "clip_pixels",
+    "features",
+    "fitting",
+    "jitter",
+    "optimise",
+    "p_norm",
+    "style_layers",
+    "synthesise",
+    "tiled",
+    "total_variation",
+]

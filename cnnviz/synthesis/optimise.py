@@ -1,0 +1,193 @@
+"""The loop that all made pictures go through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..request import Progress
+from .canvas import Canvas
+from .checkpoint import Checkpoint
+from .regularisers import Edit, Penalty
+from .transforms import Transform
+
+Optimiser: TypeAlias = Literal["adam", "lbfgs", "ascent"]
+
+
+def optimise(
+    canvas: Canvas,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    step_size: float,
+    optimiser: Optimiser = "adam",
+    transforms: Sequence[Transform] = (),
+    penalties: Sequence[tuple[float, Penalty]] = (),
+    edits: Sequence[tuple[int, Edit]] = (),
+    generator: torch.Generator,
+    progress: Progress,
+    checkpoint: tuple[Checkpoint, str] | None = None,
+) -> Tensor:
+    """Change what a canvas shows, step by step, so that the loss falls; each picture by itself.
+
+    Args:
+        canvas: N pictures; changed in place.
+        loss: from pictures in the units of the network's input, (N, C, H, W), to (N,), rows treated independently.
+        steps: how many.
+        step_size: Adam's or L-BFGS' learning rate; for "ascent" how far a number moves on average. Pixels are in
+            [0, 1], whatever the units of the network.
+        optimiser: "adam"; "lbfgs", with a memory of 100 steps and no line search, for one picture, which goes back to
+            the lowest loss whenever it has doubled; or "ascent", the gradient divided by its mean absolute value.
+        transforms: what happens to the pictures before the loss sees them, one after the other.
+        penalties: weight and penalty of the pictures, centred and untransformed.
+        edits: after every so many steps, what becomes of the pictures; for pixels only.
+        generator: of the transforms' random numbers.
+        progress: called after each step; may raise to cancel.
+        checkpoint: where the state is kept now and then, and when progress cancels, and what this part is called there;
+            what is kept already is continued.
+
+    Returns:
+        (N, steps), the loss before each step, without penalties, on the CPU.
+
+    Raises:
+        InputError: the loss is not finite.
+        SaveError: the checkpoint cannot be written.
+    """
+    run = _Run(canvas, loss, step_size, optimiser, transforms, penalties, edits, generator)
+    if checkpoint is not None and (kept := checkpoint[0].state(checkpoint[1])) is not None:
+        run.restore(kept)
+    while run.done < steps:
+        run.step()
+        if checkpoint is not None:
+            checkpoint[0].keep(checkpoint[1], run.state, now=run.done == steps)
+        try:
+            progress(run.done, steps)
+        except BaseException:
+            if checkpoint is not None:
+                checkpoint[0].keep(checkpoint[1], run.state, now=True)
+            raise
+    return torch.stack(run.history[:steps], 1)
+
+
+class _Run:
+    def __init__(
+        self,
+        canvas: Canvas,
+        loss: Callable[[Tensor], Tensor],
+        step_size: float,
+        optimiser: Optimiser,
+        transforms: Sequence[Transform],
+        penalties: Sequence[tuple[float, Penalty]],
+        edits: Sequence[tuple[int, Edit]],
+        generator: torch.Generator,
+    ) -> None:
+        self.canvas = canvas
+        self.loss = loss
+        self.transforms = transforms
+        self.penalties = penalties
+        self.edits = edits
+        self.generator = generator
+        self.normalised = optimiser == "ascent"
+        self.guarded = optimiser == "lbfgs"
+        self.best: dict[str, Any] = {"loss": math.inf, "leaves": []}
+        self.optimiser = _made(optimiser, canvas.leaves, step_size)
+        self.history: list[Tensor] = []
+
+    @property
+    def done(self) -> int:
+        return len(self.history)
+
+    def step(self) -> None:
+        """Go one step; the loss is seen once."""
+        self.optimiser.step(self._closure)
+        with torch.no_grad():
+            for every, edit in self.edits:
+                if self.done % every == 0:
+                    (leaf,) = self.canvas.leaves
+                    assert leaf.grad is not None
+                    leaf.copy_(edit(leaf, leaf.grad))
+        self.canvas.bound()
+
+    def _closure(self) -> float:
+        total, losses = self._loss()
+        if self.guarded:
+            if total > self.best["loss"] + abs(self.best["loss"]):
+                self._go_back()
+                total, losses = self._loss()
+            if total < self.best["loss"]:
+                self.best = {"loss": total, "leaves": [leaf.detach().clone() for leaf in self.canvas.leaves]}
+        self.history.append(losses)
+        return total
+
+    def _go_back(self) -> None:
+        """Begin again where the loss was lowest: without a line search a step by a wrong curvature may go anywhere."""
+        with torch.no_grad():
+            for leaf, value in zip(self.canvas.leaves, self.best["leaves"], strict=True):
+                leaf.copy_(value)
+        for state in self.optimiser.state.values():
+            state.clear()
+            state.update(func_evals=0, n_iter=0)
+
+    def _loss(self) -> tuple[float, Tensor]:
+        """Return the loss that is brought down, whose gradient is left at the leaves, and each picture's own."""
+        self.optimiser.zero_grad()
+        seen = self.canvas.image()
+        for transform in self.transforms:
+            seen = transform(seen, self.generator)
+        losses = self.loss(seen)
+        if not bool(torch.isfinite(losses).all()):
+            raise InputError(
+                f"the loss is not finite after {self.done} steps; give a smaller step size, or a wider floating type"
+            )
+        told = losses.detach().cpu()
+        for weight, penalty in self.penalties:
+            losses = losses + weight * penalty(self.canvas.centred())
+        # By pixel: of a whole picture's mean a pixel's gradient is so small that L-BFGS would see no curvature.
+        total: Tensor = losses.sum() * seen[0].numel()
+        total.backward()  # type: ignore[no-untyped-call]  # torch's own
+        if self.normalised:
+            for leaf in self.canvas.leaves:
+                assert leaf.grad is not None
+                size = leaf.grad.abs().mean(tuple(range(1, leaf.dim())), keepdim=True)
+                leaf.grad /= size.clamp(min=torch.finfo(size.dtype).tiny)
+        return float(total.detach()), told
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on."""
+        return {
+            "leaves": self.canvas.leaves,
+            "optimiser": self.optimiser.state_dict()["state"],
+            "generator": self.generator.get_state(),
+            "history": torch.stack(self.history, 1),
+            "best": self.best,
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go back to where `state` was asked for."""
+        with torch.no_grad():
+            for leaf, value in zip(self.canvas.leaves, kept["leaves"], strict=True):
+                leaf.copy_(value)
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": kept["optimiser"]})
+        self.generator.set_state(kept["generator"])
+        self.history = list(kept["history"].unbind(1))
+        self.best = kept["best"]
+
+
+def _made(optimiser: Optimiser, leaves: list[Tensor], step_size: float) -> torch.optim.Optimizer:
+    match optimiser:
+        case "adam":
+            return torch.optim.Adam(leaves, lr=step_size)
+        case "ascent":
+            return torch.optim.SGD(leaves, lr=step_size)
+        case "lbfgs":
+            assert all(len(leaf) == 1 for leaf in leaves), "a curvature is that of one picture"
+            # One iteration a call, so that each sees the loss once and every step can be told and kept; nothing ends
+            # the run early.
+            return torch.optim.LBFGS(
+                leaves, lr=step_size, max_iter=1, history_size=100, tolerance_grad=0.0, tolerance_change=0.0
+            )

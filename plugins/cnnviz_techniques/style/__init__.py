@@ -1,0 +1,1 @@
+"""Pictures painted in the style of others."""

@@ -1,0 +1,1 @@
+"""Pictures that a network makes of what it learnt."""

@@ -1,0 +1,84 @@
+"""Pictures that make a class, channel, neuron or direction score high."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cnnviz import Field, Gallery, ImageOption, Pair, Request, Technique, hookimpl
+from cnnviz.synthesis import Canvas, Fourier, Optimised, Pixels, Regularised, Transformed, synthesise
+
+_NOISE = 0.02  # standard deviation in [0, 1]
+_GREY = 0.5
+
+
+class ClassVisualizationOptions(Optimised, Transformed, Regularised):
+    """Options of `class-visualization`."""
+
+    scale: float = Field(0.1, ge=0, le=1, description="enlarge or shrink by up to this part")
+    rotate: float = Field(5.0, ge=0, le=180, description="turn by up to so many degrees")
+    starts: int = Field(1, ge=1, le=1000, description="how many pictures of each target are made, from as many starts")
+    start: Literal["noise", "grey"] | ImageOption = Field("noise", description="what the pictures begin as")
+    parameterisation: Literal["fourier", "pixels"] = Field(
+        "fourier", description="what is optimised: Fourier coefficients of decorrelated colours, or pixels"
+    )
+    size: Pair | None = Field(None, description="height and width in pixels; the model's own by default")
+
+
+def class_visualization(request: Request, options: ClassVisualizationOptions) -> Gallery:
+    """Picture that makes a class, channel, neuron or direction score high, found by gradient ascent from a start.
+
+    Of each target as many pictures as `starts` says, (M, 3, H, W); `rows` is the target's number, `history` (M, steps)
+    the score before each step, of the picture shifted and turned as the network saw it then. Scores are raw outputs, no
+    softmax. Simonyan 2013; regularisers of Yosinski 2015; Fourier coefficients of Olah 2017.
+    """
+    rows = torch.arange(request.count).repeat_interleave(options.starts)
+    begins = _starts(request, options)
+    example = request.normalisation.normalise(begins[:1]).to(request.example)
+
+    def begin(start: int, stop: int) -> Canvas:
+        made = begins[torch.arange(start, stop) % options.starts].to(example.device)
+        if options.parameterisation == "fourier":
+            return Fourier(made, request.normalisation)
+        return Pixels(request.normalisation.normalise(made), request.normalisation)
+
+    inputs, losses = synthesise(
+        request,
+        options,
+        begin,
+        lambda x, start, stop: -request.score(x, rows[start:stop]),
+        len(rows),
+        example=example,
+        transforms=options.transforms(),
+        penalties=options.penalties(),
+        edits=options.edits(pixels=options.parameterisation == "pixels"),
+    )
+    images = request.normalisation.inverse(inputs).cpu()
+    reached = request.sweep(lambda start, stop: inputs[start:stop].to(example.dtype), len(rows), rows)
+    captions = tuple(
+        f"{request.told(row)}: score {score:.4g}" for row, score in zip(rows.tolist(), reached.tolist(), strict=True)
+    )
+    return Gallery(images=images, rows=rows, history=-losses, captions=captions)
+
+
+def _starts(request: Request, options: ClassVisualizationOptions) -> Tensor:
+    """Return the picture that each start begins as, in [0, 1], (starts, 3, H, W)."""
+    size = options.size or request.example.shape[2:]
+    noise = _NOISE * torch.randn(options.starts, 3, *size, generator=request.generator)
+    if options.start == "noise":
+        return _GREY + noise
+    begin = torch.full_like(noise, _GREY)
+    if isinstance(options.start, ImageOption):
+        begin[:] = request.normalisation.inverse(request.image(options.start, size=size)).cpu()
+    return begin + noise if options.starts > 1 else begin  # several must differ
+
+
+@hookimpl
+def cnnviz_techniques(register):
+    register(
+        Technique(
+            "class-visualization", class_visualization, ClassVisualizationOptions, family="synthesis", inputs="none"
+        )
+    )

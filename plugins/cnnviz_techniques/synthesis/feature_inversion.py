@@ -1,0 +1,74 @@
+"""Pictures whose features at a layer match those of a given picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cnnviz import Field, Gallery, Request, Technique, hookimpl
+from cnnviz.synthesis import Canvas, Optimised, Pixels, Transformed, features, p_norm, synthesise, total_variation
+
+_NOISE = 0.05  # standard deviation in [0, 1]
+
+
+class FeatureInversionOptions(Optimised, Transformed):
+    """Options of `feature-inversion`."""
+
+    steps: int = Field(300, ge=1, le=100_000, description="how many steps are taken")
+    step_size: float = Field(0.02, gt=0, le=100, description="learning rate")
+    jitter: int = Field(0, ge=0, le=1024, description="shift by up to so many pixels")
+    total_variation: float = Field(0.5, ge=0, description="weight of neighbours' differences")
+    norm: float = Field(0.05, ge=0, description="weight of the sixth power of the pixels")
+
+
+def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gallery:
+    """Picture, found from noise, whose features at a layer match those of the given picture: what the layer remembers.
+
+    Of each sample one picture for each layer, (N, 3, H, W); `history` (N, steps) the relative error of the features
+    before each step: the norm of their difference over the norm of the given picture's. Mahendran & Vedaldi 2015,
+    equation 1, with total variation and the norm of their section 3.
+    """
+    model, layers = request.model, (str(request.layer),)
+    x = request.inputs
+    begins = (0.5 + _NOISE * torch.randn(1, 3, *x.shape[2:], generator=request.generator)).to(x.device)
+    with torch.no_grad():
+        wanted = torch.cat(request.batched(lambda start, stop: features(model, layers, x[start:stop])[0], len(x)))
+    size = wanted.square().flatten(1).sum(1)
+
+    def begin(start: int, stop: int) -> Canvas:
+        noise = begins.expand(stop - start, -1, -1, -1)
+        return Pixels(request.normalisation.normalise(noise), request.normalisation)
+
+    def loss(made: Tensor, start: int, stop: int) -> Tensor:
+        (seen,) = features(model, layers, made)
+        return (seen - wanted[start:stop]).square().flatten(1).sum(1) / size[start:stop]
+
+    penalties = [(options.norm, lambda y: p_norm(y, 6)), (options.total_variation, total_variation)]
+    inputs, losses = synthesise(
+        request,
+        options,
+        begin,
+        loss,
+        len(x),
+        example=x[:1],
+        transforms=options.transforms(),
+        penalties=[(weight, penalty) for weight, penalty in penalties if weight],
+        layer=request.layer,
+    )
+    history = losses.sqrt()
+    captions = tuple(f"{request.layer}: relative error {row[-1]:.3g}" for row in history.tolist())
+    return Gallery(images=request.normalisation.inverse(inputs).cpu(), history=history, captions=captions)
+
+
+@hookimpl
+def cnnviz_techniques(register):
+    register(
+        Technique(
+            "feature-inversion",
+            feature_inversion,
+            FeatureInversionOptions,
+            family="synthesis",
+            layers="many",
+            thousands=True,
+        )
+    )

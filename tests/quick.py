@@ -1,0 +1,28 @@
+"""How each technique is called where it is to be quick, whatever else is tested of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import cnnviz
+
+_STYLE = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(11))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "class-visualization": {"steps": 2, "size": 16, "jitter": 2},
+    "deep-dream": {"steps": 2, "jitter": 2, "octaves": 1},
+    "feature-inversion": {"steps": 2},
+    "integrated-gradients": {"steps": 4},
+    "occlusion": {"window": 8, "stride": 6},
+    "rise": {"masks": 40},
+    "style-transfer": {"steps": 2, "styles": _STYLE},
+    "texture-gram": {"steps": 2, "size": 16},
+    "texture-patch": {"size": 8, "window": 5},
+}
+RUN_NO_MODEL = ("filters", "texture-patch")
+
+
+def arguments(name: str, x: torch.Tensor) -> tuple[torch.Tensor | None, int | None]:
+    """Return the inputs and the target with which to call a technique that may take no inputs."""
+    return (None, 0) if cnnviz.techniques()[name].inputs == "none" else (x, None)
