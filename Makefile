@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/ready
 SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help setup demo test test-reference test-slow test-sanitized test-gpu bench bench-gpu lint check docs clean
+.PHONY: help setup demo test test-reference test-slow test-sanitized test-gpu bench bench-gpu lint check docs gallery clean
 
 help:
 	@echo "make demo    explain a real photograph with the embedded model and write an HTML report"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   measure every operator beside the obvious PyTorch"
 	@echo "make check   linters, types, import contracts, generated documentation, tests"
 	@echo "make docs    write docs/techniques.md, docs/metrics.md and the README's pictures anew"
+	@echo "make gallery write docs/gallery.md and its pictures anew, from trained weights"
 	@echo "make clean   remove what was built"
 
 setup: $(READY)
@@ -74,6 +75,10 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+# From trained weights and photographs, which are not part of the project; see docs/gallery.py.
+gallery: $(READY)
+	$(BIN)/python docs/gallery.py $(or $(CNNVIZ_TEST_DATA),../shared/data)
 
 check: lint test test-reference
 

@@ -19,8 +19,8 @@ import torch
 from cnnviz import __version__, ops
 
 # With the C library's usual settings a result of more than 32 MiB is mapped anew by the kernel each time, whoever asks
-# for it, and paging it in takes many times as long as writing it. Kept memory shows what operators do. Attribution is
-# measured as users have it.
+# for it, and paging it in takes many times as long as writing it. Kept memory shows what operators do. Techniques are
+# measured as users have them.
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
@@ -29,7 +29,7 @@ KEPT_MEMORY = {
 
 
 HERE = Path(__file__).parent
-ATTRIBUTION = HERE / "test_attribution.py"
+AS_USERS_HAVE_IT = [HERE / "test_attribution.py", HERE / "test_synthesis.py"]
 
 
 def main() -> int:
@@ -42,7 +42,10 @@ def main() -> int:
     parser.add_argument("-k", dest="only", default="", help="which of them to run, as pytest takes it")
     chosen = parser.parse_args()
     measured: list[dict[str, Any]] = []
-    for where, memory in (([HERE, f"--ignore={ATTRIBUTION}"], KEPT_MEMORY), ([ATTRIBUTION], {})):
+    for where, memory in (
+        ([HERE, *(f"--ignore={file}" for file in AS_USERS_HAVE_IT)], KEPT_MEMORY),
+        (AS_USERS_HAVE_IT, {}),
+    ):
         command = [sys.executable, "-m", "pytest", *map(str, where), "-q", "-p", "no:cacheprovider"]
         # One of the two may have nothing that -k selects.
         command += ["-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"]

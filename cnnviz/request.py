@@ -96,6 +96,7 @@ class Request:
         memory: budget in bytes.
         progress: call it with steps done and their total; it may raise to cancel.
         scored: whether a score was asked for, so that the result explains a target.
+        first: the number of the first sample in the call, whose samples may come in several batches.
     """
 
     def __init__(
@@ -114,7 +115,11 @@ class Request:
         batches: Batches | None = None,
         shared: Shared | None = None,
         column: int = 0,
+        first: int = 0,
+        everything: Tensor | None = None,
     ) -> None:
+        self.first = first
+        self._everything = inputs if everything is None else everything
         self._model = model
         self._inputs = inputs
         self._pictures = pictures
@@ -347,7 +352,7 @@ class Request:
         step = within(self.progress, share)
 
         def scored(start: int, stop: int) -> Tensor:
-            made = self._laid_out(make(start, stop)) if any_layout else make(start, stop)
+            made = self.laid_out(make(start, stop)) if any_layout else make(start, stop)
             scores = self._scores(made, picked[start:stop], probability=probability)
             step(stop, count)
             return scores
@@ -447,11 +452,11 @@ class Request:
         return words(one[:, self._column] if isinstance(one, Tensor) else one, labels)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the request is of, as plain values by which long work that was interrupted knows itself again."""
+        """Return what the call is of, as plain values by which long work that was interrupted knows itself again."""
         tensors = [] if self._model is None else [tensor for _, tensor in named_tensors(self._model)]
         return {
             "model": fingerprint(*tensors),
-            "inputs": None if self._inputs is None else fingerprint(self._inputs),
+            "inputs": None if self._everything is None else fingerprint(self._everything),
             "target": words(self._target, None),
             "layers": list(self.layers),
             "seed": self.generator.initial_seed(),
@@ -516,13 +521,17 @@ class Request:
         assert self._surveyed is not None
         return self._surveyed(example)
 
-    def _laid_out(self, x: Tensor) -> Tensor:
-        """Return made inputs as convolutions on a CPU take them fastest, channels last, where the model allows that."""
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return made inputs, (N, C, H, W), as convolutions on a CPU take them fastest, where the model allows that.
+
+        Channels then lie last in memory. The model returns the same but for rounding.
+        """
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dim() != 4:
             return x
-        verdicts = self._survey().verdicts
+        verdicts = self._survey(x[:1].detach() if self._inputs is None else None).verdicts
         if _LAYOUT not in verdicts:
-            verdicts[_LAYOUT] = self._indifferent(x[:1])
+            with torch.no_grad():
+                verdicts[_LAYOUT] = self._indifferent(x[:1])
         return x.contiguous(memory_format=torch.channels_last) if verdicts[_LAYOUT] else x
 
     def _indifferent(self, x: Tensor) -> bool:

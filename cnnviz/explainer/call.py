@@ -127,6 +127,8 @@ class Call:
             batches=self.batches,
             shared=shared,
             column=column,
+            first=start,
+            everything=self.samples,
         )
 
     def _full_names(self, names: Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (x,) = ctx.saved_tensors
     both = (grad + grad.mT) / _divisor(x, ctx.normalise)
     with _own_precision(x):
-        return (both @ x.flatten(2)).reshape(x.shape), None
+        if x.is_contiguous():
+            return _product(both, x.flatten(2)).reshape(x.shape), None
+        rows = x.permute(0, 2, 3, 1)  # as they lie in memory where channels come last
+        return _product(rows.flatten(1, 2), both).reshape(rows.shape).permute(0, 3, 1, 2), None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    # Of single matrices a plain product is faster than one of batches.
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 _forward = Operator(_gram_matrix, _setup, _backward)

@@ -56,9 +56,10 @@ def synthesise(
 
     def part(start: int, stop: int) -> tuple[Tensor, Tensor]:
         canvas = begin(start, stop)
+        name = f"{stage}{request.first + start} to {request.first + stop}"
         history = optimise(
             canvas,
-            lambda x: loss(x.to(example.dtype), start, stop),
+            lambda x: loss(request.laid_out(x.to(example.dtype)), start, stop),
             steps=options.steps,
             step_size=options.step_size,
             optimiser=options.optimiser,
@@ -67,7 +68,7 @@ def synthesise(
             edits=edits,
             generator=torch.Generator().manual_seed(request.generator.initial_seed()),  # the same for every part
             progress=lambda done, total: step(start * total + (stop - start) * done, count * total),
-            checkpoint=None if checkpoint is None else (checkpoint, f"{stage}{start} to {stop}"),
+            checkpoint=None if checkpoint is None else (checkpoint, name),
         )
         return canvas.image().detach(), history
 

@@ -177,7 +177,10 @@ class StyleLoss:
                 found[name, mask] = _mean(gram_matrix(_masked(maps[name], masks[mask], piece)), maps[name])
         seen = [found[key] for key in keys]
         for name, _ in self._content_layers:
-            apart = (maps[name] - self._wanted[number][name]).square().mean((1, 2, 3))
+            squares = functional.mse_loss(
+                maps[name], self._wanted[number][name].expand_as(maps[name]), reduction="none"
+            )
+            apart = squares.mean((1, 2, 3))
             seen.append(_mean(apart / self._sizes[name], maps[name]))
         for name, _ in self._dream_layers:
             seen.append(_mean(maps[name].square().mean((1, 2, 3)) / self._sizes[name], maps[name]))

@@ -55,7 +55,7 @@ def test_lbfgs_is_torchs_own() -> None:
     canvas = Pixels(start(), PLAIN)
     history = run(canvas, steps=12, **OPTIMISERS["lbfgs"])
     x = start().requires_grad_()
-    other = torch.optim.LBFGS([x], max_iter=12, max_eval=100, tolerance_grad=0, tolerance_change=0, history_size=100)
+    other = torch.optim.LBFGS([x], max_iter=12, max_eval=100, tolerance_grad=0, tolerance_change=0, history_size=20)
     seen = []
 
     def closure() -> Tensor:

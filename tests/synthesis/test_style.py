@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnviz import InputError, LayerError
-from cnnviz.models import survey
+from cnnviz.models import know_calls, survey
 from cnnviz.synthesis import Style, StyleLoss, by_size, features, style_layers
 from tests.reference import synthesis as twin
 
@@ -132,3 +132,22 @@ def test_layers_without_maps_are_told() -> None:
     for name in ("8", "10"):
         with pytest.raises(LayerError, match=rf"layer '{name}' returns .* name a layer before the global pooling"):
             features(net, [name], torch.zeros(1, 3, 32, 32))
+
+
+def test_forward_passes_end_with_the_last_layer_needed() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net, x = network(), picture(16, 16)
+    know_calls(net, survey(net, x).counts)
+    first, second = (2 * net.get_submodule(name).weight.numel() for name in ("0", "3"))
+    first, second = 256 * first, 64 * second
+    loss = StyleLoss(net, [(1.0, Style.of(net, ("1", "4"), x))], [("1", 1.0), ("4", 1.0)])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features(net, ("1", "4"), x)
+    assert counter.get_total_flops() == first + second
+    y = x.clone().requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(loss(y).sum(), y)
+    by_operator = counter.get_flop_counts()["Global"]
+    convolved = sum(count for operator, count in by_operator.items() if "convolution" in str(operator))
+    assert convolved == 2 * (first + second), "as much backwards, to the picture alone"

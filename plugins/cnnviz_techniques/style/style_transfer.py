@@ -105,9 +105,10 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
         elif options.start == "content":
             begin = content
         else:
-            noise = 0.5 + _NOISE * torch.randn(picture.shape, generator=request.generator)
+            draws = torch.Generator().manual_seed(request.generator.initial_seed())  # the same for every picture
+            noise = 0.5 + _NOISE * torch.randn(picture.shape, generator=draws)
             begin = normalisation.normalise(noise.to(content))
-        loss = _loss(request, options, content.to(sample.dtype), shown)
+        loss = _loss(request, options, request.laid_out(content.to(sample.dtype)), shown)
         share = ((number + (level + k) / options.levels) / len(request.inputs) for k in (0, 1))
         inputs, history = synthesise(
             request,
@@ -118,7 +119,7 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
             example=content[..., : options.tile, : options.tile].to(sample.dtype),
             penalties=[(options.total_variation, total_variation)] if options.total_variation else (),
             share=(next(share), next(share)),
-            stage=f"picture {number}, level {level}, ",
+            stage=f"picture {request.first + number}, level {level}, ",
         )
         painting = normalisation.inverse(inputs.float())
         told.append(history)

@@ -31,8 +31,12 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
     model, layers = request.model, (str(request.layer),)
     x = request.inputs
     begins = (0.5 + _NOISE * torch.randn(1, 3, *x.shape[2:], generator=request.generator)).to(x.device)
+
+    def seen(start: int, stop: int) -> Tensor:
+        return features(model, layers, request.laid_out(x[start:stop]))[0]
+
     with torch.no_grad():
-        wanted = torch.cat(request.batched(lambda start, stop: features(model, layers, x[start:stop])[0], len(x)))
+        wanted = torch.cat(request.batched(seen, len(x)))
     size = wanted.square().flatten(1).sum(1)
 
     def begin(start: int, stop: int) -> Canvas:
@@ -40,8 +44,8 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
         return Pixels(request.normalisation.normalise(noise), request.normalisation)
 
     def loss(made: Tensor, start: int, stop: int) -> Tensor:
-        (seen,) = features(model, layers, made)
-        return (seen - wanted[start:stop]).square().flatten(1).sum(1) / size[start:stop]
+        (maps,) = features(model, layers, made)
+        return (maps - wanted[start:stop]).square().flatten(1).sum(1) / size[start:stop]
 
     penalties = [(options.norm, lambda y: p_norm(y, 6)), (options.total_variation, total_variation)]
     inputs, losses = synthesise(
@@ -53,7 +57,7 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
         example=x[:1],
         transforms=options.transforms(),
         penalties=[(weight, penalty) for weight, penalty in penalties if weight],
-        layer=request.layer,
+        stage=f"layer {request.layer}, ",
     )
     history = losses.sqrt()
     captions = tuple(f"{request.layer}: relative error {row[-1]:.3g}" for row in history.tolist())

@@ -41,18 +41,18 @@ def texture_gram(request: Request, options: TextureGramOptions) -> Gallery:
             "option 'seamless' shifts the texture at random, which L-BFGS cannot follow; give "
             "optimiser='adam' and step_size=0.02 too"
         )
-    jobs: list[tuple[Tensor, tuple[str, ...], tuple[float, ...]]] = []
-    for sample in request.inputs.split(1):
+    jobs: list[tuple[int, Tensor, tuple[str, ...], tuple[float, ...]]] = []
+    for number, sample in enumerate(request.inputs.split(1), start=request.first):
         layers = style_layers(request.model, sample, request.layers)
         weights = _weights(options, layers)
         counts = range(1, len(layers) + 1) if options.by_layer else (len(layers),)
-        jobs += [(sample, layers[:count], weights[:count]) for count in counts]
+        jobs += [(number, sample, layers[:count], weights[:count]) for count in counts]
     size = options.size or request.inputs.shape[2:]
     noise = 0.5 + _NOISE * torch.randn(1, 3, *size, generator=request.generator)
     begin = request.normalisation.normalise(noise).to(request.inputs.device)
     tile = fitting(request, begin.to(request.inputs.dtype), options.tile)
     made, told, captions = [], [], []
-    for number, (sample, layers, weights) in enumerate(jobs):
+    for done, (number, sample, layers, weights) in enumerate(jobs):
         loss = StyleLoss(
             request.model,
             [(1.0, Style.of(request.model, layers, sample))],
@@ -67,8 +67,8 @@ def texture_gram(request: Request, options: TextureGramOptions) -> Gallery:
             1,
             example=begin[..., :tile, :tile].to(sample.dtype),
             transforms=[jitter(max(size))] if options.seamless else (),
-            share=(number / len(jobs), (number + 1) / len(jobs)),
-            stage=f"texture {number}, ",
+            share=(done / len(jobs), (done + 1) / len(jobs)),
+            stage=f"sample {number}, {len(layers)} layers, ",
         )
         made.append(image)
         told.append(history)
