@@ -77,8 +77,8 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
     yield Exhibit(
         "channels",
         "What channels look for",
-        f"The first four channels of {', '.join(layers)}, a row for each: edges and colours, then textures, then parts.",
-        'cnnviz.explain(model, None, "class-visualization", target=[cnnviz.channel("features.3", c) for c in range(4)], …)',
+        f"Four channels of {', '.join(layers)}, a row for each: edges and colours, then textures, then parts.",
+        'cnnviz.explain(model, None, "class-visualization", target=channels, steps=128, size=128)',
         row(*shown, columns=4, tile=160),
     )
     layers = ["features.1.conv.0", "features.3", "features.6", "features.10", "features.18"]
@@ -86,7 +86,7 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
     yield Exhibit(
         "inversion",
         "What layers remember",
-        f"A photograph, and pictures whose features are the same at {', '.join(layers)}: what was lost on the way shows.",
+        f"A photograph, and pictures whose features are the same at {', '.join(layers)}: what was lost shows.",
         'cnnviz.explain(model, cat, "feature-inversion", layer=layers)',
         row(inverted.pictures[0], *inverted.tensors()["images"], tile=180),
     )
@@ -97,7 +97,7 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
     yield Exhibit(
         "dream",
         "Dreams",
-        "VGG-16's last layers but a few see animals nearly everywhere, once they are asked to see more of what they see.",
+        "VGG-16 sees animals nearly everywhere, once a late layer is asked to see more of what it sees.",
         'cnnviz.explain(vgg, "astronaut.png", "deep-dream", size=480, steps=15)',
         row(*dreams, tile=480),
     )
@@ -115,7 +115,7 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
     yield Exhibit(
         "patches",
         "Textures grown pixel by pixel",
-        "Each pixel is copied from where the sample, above, looks most like what is there already. No network is needed.",
+        "Each pixel is copied from where the sample, above, looks most like what is there already; no network.",
         'cnnviz.explain(None, sample, "texture-patch", size=192)',
         row(*samples, *grown, columns=3, tile=240),
     )

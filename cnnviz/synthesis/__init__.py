@@ -2,6 +2,7 @@
 
 from .canvas import Canvas, Fourier, Pixels
 from .checkpoint import Checkpoint
+from .facets import clusters
 from .features import by_size, features
 from .optimise import optimise
 from .options import Optimised, Regularised, Transformed
@@ -26,6 +27,7 @@ __all__ = [
     "by_size",
     "clip_gradients",
     "clip_pixels",
+    "clusters",
     "features",
     "fitting",
     "jitter",

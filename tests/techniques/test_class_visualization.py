@@ -91,6 +91,22 @@ def test_begins_from_an_image(net: SmallNet) -> None:
     torch.testing.assert_close(grey.images, torch.full_like(grey.images, 0.5), atol=1e-3, rtol=0)
 
 
+def test_facets_begin_as_means_of_photographs_that_are_alike(net: SmallNet, tmp_path: Path) -> None:
+    """Red and blue examples are told apart, whatever their order."""
+    from PIL import Image
+
+    for i in range(6):
+        colour = (200 + 5 * i, 10, 10) if i % 2 else (10, 10, 200 + 5 * i)
+        Image.new("RGB", (30, 40), colour).save(tmp_path / f"{i}.png")
+    given: dict[str, Any] = {"starts": 2, "examples": tmp_path, "parameterisation": "pixels", "steps": 1}
+    facets = made(net, 1, **given, step_size=1e-6).images
+    colours = sorted(facets.mean((2, 3)).tolist())
+    for colour, wanted in zip(colours, ([10, 10, 210], [215, 10, 10]), strict=True):
+        assert colour == pytest.approx([value / 255 for value in wanted], abs=1e-3)
+    with pytest.raises(cnnviz.OptionError, match="'examples': got 6 images for 7 starts"):
+        made(net, 1, starts=7, examples=tmp_path)
+
+
 @pytest.mark.parametrize(
     "option", [{"l2": 50.0}, {"total_variation": 50.0}, {"blur": 1.0}, {"clip_pixels": 50.0}, {"clip_gradients": 50.0}]
 )
