@@ -19,6 +19,7 @@ from .transforms import Transform
 Optimiser: TypeAlias = Literal["adam", "lbfgs", "ascent"]
 
 
+_FARTHEST: Final = 1e3
 _MEMORY: Final = 20
 """Steps that L-BFGS remembers: of style transfer 100 make the loss fall no faster, and each step takes longer."""
 
@@ -46,7 +47,8 @@ def optimise(
         step_size: Adam's or L-BFGS' learning rate; for "ascent" how far a number moves on average. Pixels are in
             [0, 1], whatever the units of the network.
         optimiser: "adam"; "lbfgs", with a memory of 20 steps and no line search, for one picture, which goes back to
-            the lowest loss whenever it has doubled; or "ascent", the gradient divided by its mean absolute value.
+            the lowest loss whenever it has doubled, takes shorter steps then, and shows the lowest in the end; or
+            "ascent", the gradient divided by its mean absolute value.
         transforms: what happens to the pictures before the loss sees them, one after the other.
         penalties: weight and penalty of the pictures, centred and untransformed.
         edits: after every so many steps, what becomes of the pictures; for pixels only.
@@ -75,6 +77,7 @@ def optimise(
             if checkpoint is not None:
                 checkpoint[0].keep(checkpoint[1], run.state, now=True)
             raise
+    run.finish()
     return torch.stack(run.history[:steps], 1)
 
 
@@ -99,6 +102,8 @@ class _Run:
         self.normalised = optimiser == "ascent"
         self.guarded = optimiser == "lbfgs"
         self.best: dict[str, Any] = {"loss": math.inf, "leaves": []}
+        self.before: list[Tensor] = []  # where the step began
+        self.reach, self.moved = _FARTHEST, 0.0  # the farthest that a number may go in a step, and did in the last one
         self.optimiser = _made(optimiser, canvas.leaves, step_size)
         self.history: list[Tensor] = []
 
@@ -116,6 +121,20 @@ class _Run:
                     assert leaf.grad is not None
                     leaf.copy_(edit(leaf, leaf.grad))
         self.canvas.bound()
+        if self.guarded:
+            self._hold_back()
+
+    @torch.no_grad()
+    def _hold_back(self) -> None:
+        """Let no number go farther than it may, and L-BFGS know how far each went: bounds too may have held it back."""
+        moves = [leaf - came for leaf, came in zip(self.canvas.leaves, self.before, strict=True)]
+        self.moved = max(float(move.abs().max()) for move in moves)
+        share = min(1.0, self.reach / max(self.moved, torch.finfo(torch.float32).tiny))
+        self._show([came + share * move for came, move in zip(self.before, moves, strict=True)])
+        went = torch.cat([(share * move).flatten() for move in moves])
+        self.optimiser.state[self.canvas.leaves[0]].update(d=went, t=1.0)  # it keeps all with the first
+        self.moved *= share
+        self.reach = min(_FARTHEST, 2 * self.reach)
 
     def _closure(self) -> float:
         total, losses = self._loss()
@@ -123,16 +142,16 @@ class _Run:
             if total > self.best["loss"] + abs(self.best["loss"]):
                 self._go_back()
                 total, losses = self._loss()
+            self.before = [leaf.detach().clone() for leaf in self.canvas.leaves]
             if total < self.best["loss"]:
-                self.best = {"loss": total, "leaves": [leaf.detach().clone() for leaf in self.canvas.leaves]}
+                self.best = {"loss": total, "leaves": self.before}
         self.history.append(losses)
         return total
 
     def _go_back(self) -> None:
-        """Begin again where the loss was lowest: without a line search a step by a wrong curvature may go anywhere."""
-        with torch.no_grad():
-            for leaf, value in zip(self.canvas.leaves, self.best["leaves"], strict=True):
-                leaf.copy_(value)
+        """Begin again where the loss was lowest, with shorter steps: by a wrong curvature they go anywhere."""
+        self.reach = self.moved / 8
+        self._show(self.best["leaves"])
         for state in self.optimiser.state.values():
             state.clear()
             state.update(func_evals=0, n_iter=0)
@@ -161,6 +180,16 @@ class _Run:
                 leaf.grad /= size.clamp(min=torch.finfo(size.dtype).tiny)
         return float(total.detach()), told
 
+    def finish(self) -> None:
+        """Show what was best, where the last step may have gone wrong."""
+        if self.guarded:
+            self._show(self.best["leaves"])
+
+    @torch.no_grad()
+    def _show(self, leaves: Sequence[Tensor]) -> None:
+        for leaf, value in zip(self.canvas.leaves, leaves, strict=True):
+            leaf.copy_(value)
+
     def state(self) -> dict[str, Any]:
         """Return all that the next step depends on."""
         return {
@@ -169,17 +198,17 @@ class _Run:
             "generator": self.generator.get_state(),
             "history": torch.stack(self.history, 1),
             "best": self.best,
+            "reach": [self.reach, self.moved],
         }
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Go back to where `state` was asked for."""
-        with torch.no_grad():
-            for leaf, value in zip(self.canvas.leaves, kept["leaves"], strict=True):
-                leaf.copy_(value)
+        self._show(kept["leaves"])
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": kept["optimiser"]})
         self.generator.set_state(kept["generator"])
         self.history = list(kept["history"].unbind(1))
         self.best = kept["best"]
+        self.reach, self.moved = kept["reach"]
 
 
 def _made(optimiser: Optimiser, leaves: list[Tensor], step_size: float) -> torch.optim.Optimizer:

@@ -100,6 +100,7 @@ def test_a_step_that_goes_wrong_is_taken_back() -> None:
     draws = torch.Generator().manual_seed(0)
     history = optimise(canvas, steep, steps=40, step_size=1.0, optimiser="lbfgs", generator=draws, progress=ignore)
     assert float(history.max()) <= 2 * first
+    assert float(steep(canvas.image().detach())) == pytest.approx(float(history.min())), "the best that was seen"
     assert float(steep(canvas.image().detach())) < 0.01 * first
 
 

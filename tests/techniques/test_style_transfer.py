@@ -144,7 +144,7 @@ def test_scale_of_the_style_changes_the_strokes(net: SmallNet) -> None:
 
 def test_dreams_can_be_mixed_in(net: SmallNet) -> None:
     x, style = picture(1), rough(2)
-    plain, dreamt = (paint(net, x, style, dream_weight=weight, dream_layers=("conv3",)).images for weight in (0.0, 1.0))
+    plain, dreamt = (paint(net, x, style, dream_weight=weight, dream_layers=("conv3",)).images for weight in (0.0, 3.0))
     with torch.no_grad():
         from cnnviz.synthesis import features
 
