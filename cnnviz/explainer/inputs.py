@@ -86,6 +86,8 @@ def _shown(samples: Tensor, model: Model | None) -> Tensor:
         InputError: they are in other units than [0, 1], and nothing says in which.
     """
     units = Preprocess() if model is None else model.normalisation
+    if samples.shape[1] != len(units.mean):
+        raise InputError(f"inputs: got a tensor with {samples.shape[1]} channels, expected {len(units.mean)}")
     low, high = float(samples.min()), float(samples.max())
     if (model is None or model.preprocess is None) and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise InputError(

@@ -30,28 +30,27 @@ def style_layers(model: nn.Module, picture: Tensor, named: Sequence[str] = ()) -
     Raises:
         LayerError: a layer that was named sees more than the picture, or no layer sees so little.
     """
-    known = described(model, picture)
-    size = tuple(picture.shape[2:])
-    fields = {layer.name: layer.receptive_field for layer in known}
-    last = {layer.name.partition("#")[0]: layer.name for layer in known}
+    called = described(model, picture)
+    # A name alone is the module's last call.
+    fields = {name: layer.receptive_field for layer in called for name in (layer.name, layer.name.partition("#")[0])}
+    size = (picture.shape[2], picture.shape[3])
 
-    def fit(name: str) -> bool:
-        field = fields.get(name) or fields.get(last.get(name, ""))
-        return field is not None and all(seen <= side for seen, side in zip(field.size, size, strict=True))
+    def fits(name: str) -> bool:
+        field = fields[name]
+        return field is not None and field.size[0] <= size[0] and field.size[1] <= size[1]
 
-    usual = [group[0].name for group in by_size(known)[:_SIZES]]
-    if not usual and not named:
+    wanted = list(named) or [group[0].name for group in by_size(called)[:_SIZES]]
+    if not wanted:
         raise LayerError("no layer of this model returns maps (N, C, h, w) larger than 1 x 1, which have a style")
-    chosen = tuple(name for name in named or usual if fit(name))
-    wrong = [name for name in named if name not in chosen and (name in fields or name in last)]
-    if wrong or not (chosen or named):
-        field = fields.get(wrong[0]) or fields.get(last.get(wrong[0], "")) if wrong else None
+    unfit = [name for name in wanted if name in fields and not fits(name)]
+    if unfit and (named or len(unfit) == len(wanted)):
+        field = fields[unfit[0]]
         sees = f"{field.size[0]} x {field.size[1]} pixels" if field else "the whole picture"
         raise LayerError(
-            f"layer '{wrong[0] if wrong else usual[0]}' sees {sees}, more than the style image of {size[0]} x "
-            f"{size[1]}; give a larger image, or layers that see less (cnnviz layers shows receptive fields)"
+            f"layer '{unfit[0]}' sees {sees}, more than the style image of {size[0]} x {size[1]}; give a larger image, "
+            "or layers that see less (cnnviz layers shows receptive fields)"
         )
-    return tuple(named) or chosen
+    return tuple(name for name in wanted if name not in unfit)
 
 
 @dataclass(frozen=True)
