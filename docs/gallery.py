@@ -101,13 +101,13 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
         'cnnviz.explain(vgg, "astronaut.png", "deep-dream", size=480, steps=15)',
         row(*dreams, tile=480),
     )
-    gravel = photographs["gravel"].crop((0, 0, 256, 256)).resize((160, 160))
-    textures = cnnviz.explain(vgg, gravel, "texture-gram", by_layer=True, steps=200)
+    gravel = photographs["gravel"].crop((0, 0, 256, 256)).resize((128, 128))
+    textures = cnnviz.explain(vgg, gravel, "texture-gram", by_layer=True, steps=150)
     yield Exhibit(
         "textures",
         "Textures by layer",
-        "A sample, and noise that was given its Gram matrices at one layer of VGG-16, at two, and so on up to five.",
-        'cnnviz.explain(vgg, gravel, "texture-gram", by_layer=True, steps=200)',
+        "A sample, and noise that was given its Gram matrices at one layer of VGG-16, at two, and so on.",
+        'cnnviz.explain(vgg, gravel, "texture-gram", by_layer=True, steps=150)',
         row(gravel, *textures.tensors()["images"], tile=180),
     )
     samples = [photographs[name].crop((0, 0, 192, 192)).resize((80, 80)) for name in ("brick", "gravel", "grass")]
@@ -126,7 +126,7 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
         "a dream": dream,
     }
     painted = [
-        cnnviz.explain(vgg, cat, "style-transfer", styles=style, size=384, steps=200, style_weight=weight).tensors()[
+        cnnviz.explain(vgg, cat, "style-transfer", styles=style, size=320, steps=80, style_weight=weight).tensors()[
             "images"
         ][0]
         for style, weight in zip(styles.values(), (60, 60, 60), strict=True)
@@ -135,8 +135,8 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
         "styles",
         "A cat in three styles",
         "The portrait that Ducreux painted of himself, the Hubble deep field, and the dream of it above.",
-        'cnnviz.explain(vgg, cat, "style-transfer", styles="ducreux.jpg", size=384, steps=200, style_weight=60)',
-        row(*[style.resize((240, 240)) for style in styles.values()], *painted, columns=3, tile=384),
+        'cnnviz.explain(vgg, cat, "style-transfer", styles="ducreux.jpg", size=320, steps=80, style_weight=60)',
+        row(*[style.resize((240, 240)) for style in styles.values()], *painted, columns=3, tile=320),
     )
 
 
