@@ -8,7 +8,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
 from .memory import Batches, batch_size, need
@@ -27,6 +26,7 @@ from .models import (
 from .models.receptive_field import tensors_in
 from .models.relu_rules import Rule
 from .options import ImageOption
+from .render import resize
 from .targets import (
     Resolved,
     Selector,
@@ -410,14 +410,13 @@ class Request:
         like = self.example if self._inputs is None else self.inputs
         if option.tensor is not None:
             made = option.tensor[None].to(like)
-        elif option.image is not None:
+        else:
+            assert option.image is not None
             described = self._described or Model(nn.Identity() if self._model is None else self._model)
             made = described.prepare([option.image], whole=whole or size is not None).to(like)
         if made.shape[1] != like.shape[1]:
             raise InputError(f"the image option has {made.shape[1]} channels, the inputs {like.shape[1]}")
-        if size is None or tuple(made.shape[2:]) == tuple(size):
-            return made
-        return functional.interpolate(made, tuple(size), mode="bilinear", antialias=True)
+        return made if size is None else resize(made, size)
 
     def baseline(self, option: float | tuple[float, ...] | ImageOption) -> Tensor:
         """Return a `Baseline` option in the units of the model's input, (C, H, W) or (C, 1, 1).

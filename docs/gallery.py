@@ -120,23 +120,17 @@ def exhibits(folder: Path) -> Iterator[Exhibit]:
         row(*samples, *grown, columns=3, tile=240),
     )
     dream = render.to_pil(dreams[1])
-    styles = {
-        "ducreux": photographs["ducreux"],
-        "hubble_deep_field": photographs["hubble_deep_field"],
-        "a dream": dream,
-    }
+    styles = [photographs["ducreux"], photographs["hubble_deep_field"], dream]
+    given: dict[str, Any] = {"size": 320, "steps": 80, "style_weight": 60}
     painted = [
-        cnnviz.explain(vgg, cat, "style-transfer", styles=style, size=320, steps=80, style_weight=weight).tensors()[
-            "images"
-        ][0]
-        for style, weight in zip(styles.values(), (60, 60, 60), strict=True)
+        cnnviz.explain(vgg, cat, "style-transfer", styles=style, **given).tensors()["images"] for style in styles
     ]
     yield Exhibit(
         "styles",
         "A cat in three styles",
         "The portrait that Ducreux painted of himself, the Hubble deep field, and the dream of it above.",
         'cnnviz.explain(vgg, cat, "style-transfer", styles="ducreux.jpg", size=320, steps=80, style_weight=60)',
-        row(*[style.resize((240, 240)) for style in styles.values()], *painted, columns=3, tile=320),
+        row(*[style.resize((240, 240)) for style in styles], *torch.cat(painted), columns=3, tile=320),
     )
 
 

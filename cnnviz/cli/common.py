@@ -35,12 +35,10 @@ WeightsOption: TypeAlias = Annotated[
     str, typer.Option("--weights", help="DEFAULT, none (random), or a .safetensors or state-dict file.")
 ]
 DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
-TargetOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        help="Class index or label, top:K, channel:LAYER:C[:max], or neuron:LAYER:C:Y:X; top class by default.",
-    ),
+_TARGETS = "Class index or label, top:K, channel:LAYER:C[:max], or neuron:LAYER:C:Y:X"
+TargetOption: TypeAlias = Annotated[str | None, typer.Option("--target", help=f"{_TARGETS}; top class by default.")]
+TargetsOption: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--target", help=f"{_TARGETS}; repeatable; top class by default.")
 ]
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
 MemoryOption: TypeAlias = Annotated[str, typer.Option("--memory", help="Budget for batches.")]

@@ -26,6 +26,7 @@ from .common import (
     MemoryOption,
     ModelOption,
     SeedOption,
+    TargetsOption,
     WeightsOption,
     load,
     option_value,
@@ -166,14 +167,7 @@ _COMMON: Final[dict[str, Any]] = {
     "images": ImagesArgument,
     "model": ModelOption,
     "weights": WeightsOption,
-    "target": Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            help="Class index or label, top:K, channel:LAYER:C[:max], or neuron:LAYER:C:Y:X; repeatable; top class by "
-            "default.",
-        ),
-    ],
+    "target": TargetsOption,
     "layer": Annotated[
         list[str] | None,
         typer.Option("--layer", help="Module name, NAME#K for the K-th call; repeatable where many are taken."),

@@ -297,43 +297,42 @@ class Call:
 
 def _interleaved(columns: list[Heatmap]) -> Heatmap:
     """Put the results for each sample's targets side by side: row i * K + j is target j of sample i."""
-
-    def joined(name: str) -> Tensor | None:
-        found = [tensor for column in columns if (tensor := getattr(column, name)) is not None]
-        return torch.stack(found, 1).flatten(0, 1) if found else None
-
-    values = joined("values")
+    values = _woven(columns, "values")
     assert values is not None
-    captions = zip(*(column.captions for column in columns), strict=True)
     return Heatmap(
         values=values,
-        scores=joined("scores"),
-        target=joined("target"),
-        errors=joined("errors"),
-        draws=joined("draws"),
-        captions=tuple(caption for row in captions for caption in row),
+        scores=_woven(columns, "scores"),
+        target=_woven(columns, "target"),
+        errors=_woven(columns, "errors"),
+        draws=_woven(columns, "draws"),
+        captions=_woven_captions(columns),
     )
 
 
 def _side_by_side(galleries: list[Gallery]) -> Gallery:
     """Put the pictures of each sample beside each other: row i * K + j is what gallery j shows of sample i."""
-
-    def joined(name: str) -> Tensor | None:
-        found = [tensor for gallery in galleries if (tensor := getattr(gallery, name)) is not None]
-        even = len({tensor.shape for tensor in found}) == 1 and len(found) == len(galleries)
-        return torch.stack(found, 1).flatten(0, 1) if even else None
-
-    images = joined("images")
+    images = _woven(galleries, "images")
     if images is None:
         raise PluginError("galleries of several layers have pictures of different sizes or numbers")
-    captions = zip(*(gallery.captions for gallery in galleries), strict=True)
     return Gallery(
         images=images,
-        rows=joined("rows"),
-        values=joined("values"),
-        history=joined("history"),
-        captions=tuple(caption for row in captions for caption in row),
+        rows=_woven(galleries, "rows"),
+        values=_woven(galleries, "values"),
+        history=_woven(galleries, "history"),
+        captions=_woven_captions(galleries),
     )
+
+
+def _woven(results: Sequence[Explanation], name: str) -> Tensor | None:
+    """Return the results' tensors of a name, a row of each in turn; None unless all have one, of one shape."""
+    found = [tensor for result in results if (tensor := getattr(result, name)) is not None]
+    even = len({tensor.shape for tensor in found}) == 1 and len(found) == len(results)
+    return torch.stack(found, 1).flatten(0, 1) if even else None
+
+
+def _woven_captions(results: Sequence[Explanation]) -> tuple[str, ...]:
+    rows = zip(*(result.captions for result in results), strict=True)
+    return tuple(caption for row in rows for caption in row)
 
 
 def _resized(values: Tensor, size: tuple[int, ...], mode: str) -> Tensor:

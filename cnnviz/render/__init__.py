@@ -4,7 +4,7 @@ from .colour import DIVERGING, SEQUENTIAL, colour, colour_bar
 from .figure import compose, matplotlib_figure
 from .grid import grid
 from .normalise import Scale
-from .overlay import overlay, resize_map, to_pil, to_tensor
+from .overlay import overlay, resize, resize_map, to_pil, to_tensor
 
 __all__ = [
     "DIVERGING",
@@ -16,6 +16,7 @@ __all__ = [
     "grid",
     "matplotlib_figure",
     "overlay",
+    "resize",
     "resize_map",
     "to_pil",
     "to_tensor",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy
 import torch
 from PIL import Image
@@ -32,6 +34,13 @@ def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
     bigger = size[0] >= values.shape[0] and size[1] >= values.shape[1]
     mode = "bilinear" if bigger else "area"
     return functional.interpolate(values.detach().float()[None, None], size, mode=mode)[0, 0]
+
+
+def resize(pictures: Tensor, size: Sequence[int]) -> Tensor:
+    """Return pictures or inputs, (N, C, H, W), at another (height, width): bilinear, antialiased; gradients flow."""
+    if tuple(pictures.shape[2:]) == tuple(size):
+        return pictures
+    return functional.interpolate(pictures, tuple(size), mode="bilinear", antialias=True)
 
 
 def overlay(picture: Tensor, values: Tensor, scale: Scale) -> Image.Image:

@@ -3,7 +3,7 @@
 from .canvas import Canvas, Fourier, Pixels
 from .checkpoint import Checkpoint
 from .facets import clusters
-from .features import by_size, features
+from .features import by_size, features, last_size_but_one
 from .optimise import optimise
 from .options import Optimised, Regularised, Transformed
 from .regularisers import blur, clip_gradients, clip_pixels, p_norm, total_variation
@@ -31,6 +31,7 @@ __all__ = [
     "features",
     "fitting",
     "jitter",
+    "last_size_but_one",
     "optimise",
     "p_norm",
     "style_layers",

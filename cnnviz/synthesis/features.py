@@ -33,6 +33,9 @@ def by_size(layers: Sequence[Layer]) -> list[list[Layer]]:
     """Return the layers with maps of each size, largest first: the activation functions, or where there are none all.
 
     Containers and pooling are left out.
+
+    Raises:
+        LayerError: there are none.
     """
     sizes: dict[tuple[int, ...], list[Layer]] = {}
     names = [layer.name for layer in layers]
@@ -43,8 +46,15 @@ def by_size(layers: Sequence[Layer]) -> list[list[Layer]]:
         if "Pool" in layer.type or any(name.startswith(prefix) for name in names):
             continue
         sizes.setdefault(layer.shape[1:], []).append(layer)
+    if not sizes:
+        raise LayerError("no layer of this model returns maps (N, C, h, w) larger than 1 x 1")
     ordered = [sizes[size] for size in sorted(sizes, key=lambda size: size[0] * size[1], reverse=True)]
     return [[layer for layer in group if _ACTIVATION.search(layer.type)] or group for group in ordered]
+
+
+def last_size_but_one(layers: Sequence[Layer]) -> list[Layer]:
+    """Return of `by_size` the layers that see things, and where they are: of the smallest maps but one."""
+    return by_size(layers)[-2:][0]
 
 
 _ACTIVATION = re.compile(r"ReLU|ELU|GELU|SiLU|Swish|Mish|Hardtanh|Sigmoid|Tanh|Softplus")

@@ -96,7 +96,7 @@ class _Run:
         self.canvas = canvas
         self.loss = loss
         self.transforms = transforms
-        self.penalties = penalties
+        self.penalties = [(weight, penalty) for weight, penalty in penalties if weight]
         self.edits = edits
         self.generator = generator
         self.normalised = optimiser == "ascent"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..errors import OptionError
@@ -68,8 +67,7 @@ class Regularised(Options):
 
     def penalties(self) -> list[tuple[float, Penalty]]:
         """Return the penalties that the options ask for."""
-        pairs: Sequence[tuple[float, Penalty]] = ((self.l2, p_norm), (self.total_variation, total_variation))
-        return [(weight, penalty) for weight, penalty in pairs if weight]
+        return [(self.l2, p_norm), (self.total_variation, total_variation)]
 
     def edits(self, *, pixels: bool) -> list[tuple[int, Edit]]:
         """Return the edits that the options ask for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..errors import InputError, LayerError
 from ..models import layers as described
 from ..ops import gram_matrix
 from .features import by_size, features
+from .tiles import with_slope
 
 _SIZES = 5
 
@@ -40,8 +41,6 @@ def style_layers(model: nn.Module, picture: Tensor, named: Sequence[str] = ()) -
         return field is not None and field.size[0] <= size[0] and field.size[1] <= size[1]
 
     wanted = list(named) or [group[0].name for group in by_size(called)[:_SIZES]]
-    if not wanted:
-        raise LayerError("no layer of this model returns maps (N, C, h, w) larger than 1 x 1, which have a style")
     unfit = [name for name in wanted if name in fields and not fits(name)]
     if unfit and (named or len(unfit) == len(wanted)):
         field = fields[unfit[0]]
@@ -145,8 +144,7 @@ class StyleLoss:
         pieces = self.pieces(x)
         if len(pieces) == 1:
             return self.judged([mean for mean, _ in self.statistics(x, 0, pieces[0])])
-        made: Tensor = _InPieces.apply(x, self, pieces)
-        return made
+        return with_slope(x, lambda picture: self._in_pieces(picture, pieces))
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weighted distances from the styles and the content, and the excitement, (N,) each."""
@@ -206,6 +204,22 @@ class StyleLoss:
             dream = dream + weight * next(left)
         return style, content, dream
 
+    def _in_pieces(self, x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """Return losses and slope: all pieces are seen for what the loss depends on, then each for its gradient."""
+        whole, counts = self.whole(x, pieces)
+        whole = [seen.requires_grad_() for seen in whole]
+        with torch.enable_grad():
+            losses = self.judged(whole)
+            pulls = torch.autograd.grad(losses.sum(), whole)
+        slope = torch.zeros_like(x)
+        for number, piece in enumerate(pieces):
+            with torch.enable_grad():
+                part = x.detach().requires_grad_()
+                seen = zip(self.statistics(part, number, piece), counts, pulls, strict=True)
+                pulled = [(mean * pull).sum() * (count / total) for (mean, count), total, pull in seen]
+                slope += torch.autograd.grad(torch.stack(pulled).sum(), part)[0]
+        return losses.detach(), slope
+
     def _maps(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
         seen = features(self._model, self._layers, piece.cut(x))
         return {name: piece.core(maps) for name, maps in zip(self._layers, seen, strict=True)}
@@ -230,16 +244,15 @@ class Piece:
             whole = slice(0, size[0]), slice(0, size[1])
             return [cls(whole, whole)]
         step = max(_GRID, (tile - 2 * _MARGIN) // _GRID * _GRID)
-        cuts = [[(a, min(a + step, length)) for a in range(0, length, step)] for length in size]
-        made = []
-        for rows in cuts[0]:
-            for columns in cuts[1]:
-                around = [
-                    slice(max(0, a - _MARGIN), min(length, b + _MARGIN))
-                    for (a, b), length in zip((rows, columns), size, strict=True)
-                ]
-                made.append(cls((slice(*rows), slice(*columns)), (around[0], around[1])))
-        return made
+        # Of each row of pieces, and of each column, its inner and its outer places.
+        rows, columns = (
+            [
+                (slice(a, min(a + step, length)), slice(max(0, a - _MARGIN), min(length, a + step + _MARGIN)))
+                for a in range(0, length, step)
+            ]
+            for length in size
+        )
+        return [cls((y, x), (around_y, around_x)) for (y, around_y), (x, around_x) in product(rows, columns)]
 
     def cut(self, x: Tensor) -> Tensor:
         """Return the part with its margin."""
@@ -286,31 +299,3 @@ def _masked(maps: Tensor, mask: Tensor | None, piece: Piece) -> Tensor:
     here = mask[..., piece.inner[0], piece.inner[1]].to(maps)
     small = functional.interpolate(here, maps.shape[2:], mode="area")
     return maps * (small / mask.to(maps).square().mean().sqrt())
-
-
-class _InPieces(torch.autograd.Function):
-    """Sees all pieces for what the loss depends on, then each again for its gradient, whose graph can go at once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, loss: StyleLoss, pieces: Sequence[Piece]) -> Tensor:
-        whole, counts = loss.whole(x, pieces)
-        whole = [seen.requires_grad_() for seen in whole]
-        with torch.enable_grad():
-            losses = loss.judged(whole)
-            pulls = torch.autograd.grad(losses.sum(), whole)
-        slope = torch.zeros_like(x)
-        for number, piece in enumerate(pieces):
-            with torch.enable_grad():
-                part = x.detach().requires_grad_()
-                seen = zip(loss.statistics(part, number, piece), counts, pulls, strict=True)
-                pulled = torch.stack(
-                    [(mean * pull).sum() * (count / total) for (mean, count), total, pull in seen]
-                ).sum()
-            slope += torch.autograd.grad(pulled, part)[0]
-        ctx.save_for_backward(slope)
-        return losses.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * grads[0].reshape(-1, 1, 1, 1), None, None

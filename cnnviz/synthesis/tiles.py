@@ -41,8 +41,19 @@ def tiled(loss: Callable[[Tensor], Tensor], tile: int) -> Callable[[Tensor], Ten
     def whole(x: Tensor) -> Tensor:
         if max(x.shape[2:]) <= tile:
             return loss(x)
-        made: Tensor = _Pieces.apply(x, loss, tile)
-        return made
+        return with_slope(x, in_pieces)
+
+    def in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(len(x))
+        slope = torch.zeros_like(x)
+        for rows, columns in pieces((x.shape[2], x.shape[3]), tile):
+            piece = x[..., rows, columns].detach().clone().requires_grad_()
+            share = piece[0].numel() / x[0].numel()
+            with torch.enable_grad():
+                losses = share * loss(piece)
+                (slope[..., rows, columns],) = torch.autograd.grad(losses.sum(), piece)
+            total += losses.detach()
+        return total, slope
 
     return whole
 
@@ -59,24 +70,20 @@ def _cuts(length: int, tile: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-class _Pieces(torch.autograd.Function):
-    """Takes each piece's gradient at once, so that its graph can go."""
+def with_slope(x: Tensor, losses_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """Return losses, (N,), whose gradient at `x` was computed along with them, so that no graph need be kept."""
+    made: Tensor = _WithSlope.apply(x, losses_and_slope)
+    return made
 
+
+class _WithSlope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, loss: Callable[[Tensor], Tensor], tile: int) -> Tensor:
-        total = x.new_zeros(len(x))
-        slope = torch.zeros_like(x)
-        for rows, columns in pieces((x.shape[2], x.shape[3]), tile):
-            piece = x[..., rows, columns].detach().clone().requires_grad_()
-            share = piece[0].numel() / x[0].numel()
-            with torch.enable_grad():
-                losses = share * loss(piece)
-                (slope[..., rows, columns],) = torch.autograd.grad(losses.sum(), piece)
-            total += losses.detach()
+    def forward(ctx: Any, x: Tensor, losses_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        losses, slope = losses_and_slope(x)
         ctx.save_for_backward(slope)
-        return total
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
-        return slope * grads[0].reshape(-1, 1, 1, 1), None, None
+        return slope * grads[0].reshape(-1, 1, 1, 1), None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cnnviz import (
     Field,
@@ -26,8 +24,8 @@ from cnnviz.synthesis import (
     Pixels,
     Style,
     StyleLoss,
-    by_size,
     fitting,
+    last_size_but_one,
     style_layers,
     synthesise,
     total_variation,
@@ -97,11 +95,11 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
     told: list[Tensor] = []
     for level in range(options.levels):
         scale = longer / max(whole.shape[2:]) / 2 ** (options.levels - 1 - level)
-        picture = _resized(whole, [max(1, round(side * scale)) for side in whole.shape[2:]])
+        picture = render.resize(whole, [max(1, round(side * scale)) for side in whole.shape[2:]])
         shown = luminance(picture) if options.colours == "luminance" else picture
         content = normalisation.normalise(shown)
         if painting is not None:
-            begin = normalisation.normalise(_resized(painting, picture.shape[2:]))
+            begin = normalisation.normalise(render.resize(painting, picture.shape[2:]))
         elif options.start == "content":
             begin = content
         else:
@@ -117,7 +115,7 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
             lambda x, *_, loss=loss: loss(x),
             1,
             example=content[..., : options.tile, : options.tile].to(sample.dtype),
-            penalties=[(options.total_variation, total_variation)] if options.total_variation else (),
+            penalties=[(options.total_variation, total_variation)],
             share=(next(share), next(share)),
             stage=f"picture {request.first + number}, level {level}, ",
         )
@@ -140,7 +138,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
     pictures = []
     for image in options.styles:
         picture = request.normalisation.inverse(request.image(image, whole=True).float())
-        picture = _resized(
+        picture = render.resize(
             picture, [max(1, round(side * longer / max(picture.shape[2:]))) for side in picture.shape[2:]]
         )
         picture = {"style": picture, "luminance": luminance(picture)}.get(options.colours, picture)
@@ -176,7 +174,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
 def _mask(image: ImageOption, content: Tensor) -> Tensor:
     """Return a mask at the content's size, (1, 1, H, W) in [0, 1]."""
     values = image.tensor if image.image is None else render.to_tensor(image.image)
-    mask = _resized(values.float().mean(0, keepdim=True)[None], content.shape[2:]).clamp(0, 1)
+    mask = render.resize(values.float().mean(0, keepdim=True)[None], content.shape[2:]).clamp(0, 1)
     if not bool(mask.any()):
         raise InputError("a mask is black everywhere, so that its style is wanted nowhere; leave the style out")
     return mask.to(content)
@@ -198,14 +196,7 @@ def _check(options: StyleTransferOptions) -> None:
 
 def _usual(request: Request, content: Tensor) -> str:
     """Return the second activation of the last map size but one; for VGG it is relu4_2."""
-    groups = by_size(request.calls(content))
-    return [*groups[max(0, len(groups) - 2)][:2]][-1].name
-
-
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return functional.interpolate(x, tuple(size), mode="bilinear", antialias=True)
+    return last_size_but_one(request.calls(content))[:2][-1].name
 
 
 @hookimpl

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cnnviz import Field, Gallery, ImageOption, Request, Technique, hookimpl
-from cnnviz.synthesis import Optimised, Pixels, Transformed, by_size, features, fitting, synthesise, tiled
+from cnnviz.render import resize
+from cnnviz.synthesis import Optimised, Pixels, Transformed, features, fitting, last_size_but_one, synthesise, tiled
 
 _LEAST = 64  # pixels of the smallest octave's shorter side
 
@@ -44,7 +44,7 @@ def deep_dream(request: Request, options: DeepDreamOptions) -> Gallery:
     """
     x = request.inputs.to(torch.promote_types(request.inputs.dtype, torch.float32))
     if options.size is not None:
-        x = _resized(x, [round(side * options.size / max(x.shape[2:])) for side in x.shape[2:]])
+        x = resize(x, [round(side * options.size / max(x.shape[2:])) for side in x.shape[2:]])
     height, width = x.shape[2:]
     made: list[Tensor] = []
     told: list[Tensor] = []
@@ -52,7 +52,7 @@ def deep_dream(request: Request, options: DeepDreamOptions) -> Gallery:
         if frame:
             inner = [max(1, round(side / options.zoom)) for side in (height, width)]
             top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-            x = _resized(x[..., top : top + inner[0], left : left + inner[1]], (height, width))
+            x = resize(x[..., top : top + inner[0], left : left + inner[1]], (height, width))
         x, history = _dream(request, options, x, frame)
         made.append(x)
         told.append(history)
@@ -72,8 +72,8 @@ def _dream(request: Request, options: DeepDreamOptions, x: Tensor, frame: int) -
     dreamt = torch.zeros_like(x)
     told: list[Tensor] = []
     for number, size in enumerate(sizes):
-        base = _resized(x, size)
-        begins = base + _resized(dreamt, size)
+        base = resize(x, size)
+        begins = base + resize(dreamt, size)
         example = begins[:1].to(request.inputs.dtype)
         tile = fitting(request, example, options.tile)
         piece = example[..., :tile, :tile]
@@ -118,12 +118,7 @@ def _excitement(request: Request, options: DeepDreamOptions, example: Tensor) ->
 
 def _usual(request: Request, example: Tensor) -> str:
     """Return the last activation of the last size but one: it sees things, and where they are."""
-    groups = by_size(request.calls(example))
-    return groups[max(0, len(groups) - 2)][-1].name
-
-
-def _resized(x: Tensor, size: list[int] | tuple[int, ...]) -> Tensor:
-    return functional.interpolate(x, tuple(size), mode="bilinear", antialias=True) if x.shape[2:] != size else x
+    return last_size_but_one(request.calls(example))[-1].name
 
 
 @hookimpl

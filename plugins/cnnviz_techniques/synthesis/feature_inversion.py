@@ -47,7 +47,6 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
         (maps,) = features(model, layers, made)
         return (maps - wanted[start:stop]).square().flatten(1).sum(1) / size[start:stop]
 
-    penalties = [(options.norm, lambda y: p_norm(y, 6)), (options.total_variation, total_variation)]
     inputs, losses = synthesise(
         request,
         options,
@@ -56,7 +55,7 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
         len(x),
         example=x[:1],
         transforms=options.transforms(),
-        penalties=[(weight, penalty) for weight, penalty in penalties if weight],
+        penalties=[(options.norm, lambda y: p_norm(y, 6)), (options.total_variation, total_variation)],
         stage=f"layer {request.layer}, ",
     )
     history = losses.sqrt()
