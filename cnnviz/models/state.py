@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,45 @@ def stamp(module: nn.Module) -> Hashable:
     Attributes are numbers, text, tensors and containers; whether a module is in training mode does not count. What is
     written through ``.data`` leaves no trace.
     """
+    # Every call of an explainer pays for this twice, so that it is written for speed.
     seen: list[Hashable] = []
-    for part in module.modules():
+    parts = [module]
+    met = {id(module)}
+    for part in parts:
+        own = part.__dict__
         seen.append(id(part))
-        seen += [_written(t) for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        for key, value in vars(part).items():
+        for table in (own["_parameters"], own["_buffers"]):
+            seen += [_written(tensor) for tensor in table.values() if tensor is not None]
+        for key, value in own.items():
             if key[0] == "_" or key == "training":  # torch's own tables
                 continue
-            if isinstance(value, Tensor):
-                seen.append(_written(value))
-            elif isinstance(value, tuple):
+            kind = type(value)
+            if kind in _PLAIN:
+                seen.append(value)
+            elif kind is tuple:
                 seen.append(repr(value))
-            elif isinstance(value, dict):
-                seen.append(tuple((id(at), id(item)) for at, item in value.items()))
-            elif isinstance(value, (list, set)):
-                seen.append(tuple(map(id, value)))
             else:
-                seen.append(value if value is None or isinstance(value, (bool, int, float, str)) else id(value))
+                seen.append(_held(value))
+        children = [child for child in own["_modules"].values() if child is not None and id(child) not in met]
+        met.update(map(id, children))
+        parts += children
     return tuple(seen)
+
+
+_PLAIN: Final = frozenset((bool, int, float, str, type(None)))
+
+
+def _held(value: Any) -> Hashable:
+    """Return what tells an attribute that is no plain value from others."""
+    match value:
+        case Tensor():
+            return _written(value)
+        case dict():
+            return tuple((id(at), id(item)) for at, item in value.items())
+        case list() | set():
+            return tuple(map(id, value))
+        case _:
+            return id(value)
 
 
 def _written(tensor: Tensor) -> Hashable:
