@@ -29,7 +29,7 @@ KEPT_MEMORY = {
 
 
 HERE = Path(__file__).parent
-AS_USERS_HAVE_IT = [HERE / "test_attribution.py", HERE / "test_synthesis.py"]
+AS_USERS_HAVE_IT = [HERE / f"test_{name}.py" for name in ("attribution", "fast_style", "synthesis")]
 
 
 def main() -> int:
@@ -38,7 +38,8 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that everything runs")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where all figures go (bench.json)")
-    parser.add_argument("--results", type=Path, help="a Markdown file whose section for the device is written anew")
+    parser.add_argument("--results", type=Path, help="a Markdown file of which a section is written anew")
+    parser.add_argument("--section", help="which, as <!-- NAME --> begins it; that of the device by default")
     parser.add_argument("-k", dest="only", default="", help="which of them to run, as pytest takes it")
     chosen = parser.parse_args()
     measured: list[dict[str, Any]] = []
@@ -62,7 +63,7 @@ def main() -> int:
     told = f"{_machine(chosen.device)}\n\n{table}\n"
     print(told)
     if chosen.results:
-        _replace(chosen.results, chosen.device, told)
+        _replace(chosen.results, chosen.section or chosen.device, told)
     return 0
 
 
@@ -94,11 +95,13 @@ def _table(measured: list[dict[str, Any]]) -> str:
         if "ceiling" in more:
             unit = "GB/s" if more["ceiling"] == "copy" else "GFLOP/s"
             ceiling, share = f"{more['ceiling']} {more['best'] / 1e9:.0f} {unit}", f"{more['share']:.2f}"
-        rows.append(
-            f"| `{operator}` | {kind}: {more['case']} | {_time(stats['median'] / calls, stats['iqr'] / calls)} | "
-            f"{more['expression']}: {_time(more['theirs'] / calls, more['spread'] / calls)} | "
-            f"{more['times']:.2f}× | {ceiling} | {share} |"
-        )
+        mine = _time(stats["median"] / calls, stats["iqr"] / calls)
+        rows += [
+            f"| `{operator}` | {kind}: {more['case']} | {mine} | "
+            f"{other['expression']}: {_time(other['median'] / calls, other['spread'] / calls)} | "
+            f"{other['times']:.2f}× | {ceiling} | {share} |"
+            for other in more["beside"]
+        ]
     return "\n".join(rows)
 
 
@@ -107,9 +110,9 @@ def _time(seconds: float, spread: float) -> str:
     return f"{seconds * factor:.3g} ± {spread * factor:.2g} {unit}"
 
 
-def _replace(file: Path, device: str, told: str) -> None:
+def _replace(file: Path, section: str, told: str) -> None:
     text = file.read_text()
-    begin, end = f"<!-- {device} -->\n", f"<!-- end of {device} -->\n"
+    begin, end = f"<!-- {section} -->\n", f"<!-- end of {section} -->\n"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     file.write_text(f"{before}{begin}\n{told}\n{end}{after}")

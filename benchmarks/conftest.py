@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,14 @@ class Ceiling:
 
 @dataclass
 class Race:
-    """Times our call in turns with one or more others, and notes how they compare."""
+    """Times our call in turns with one or more others, and notes how they compare.
+
+    Attributes:
+        rounds: how often each is timed.
+        warm: rounds before these.
+        prepared: run each call once more just before it is timed, so that what it finds in the caches is what it left
+            there itself; for calls of seconds that does not matter.
+    """
 
     benchmark: BenchmarkFixture
     device: str
@@ -49,22 +56,25 @@ class Race:
     case: str
     quick: bool
     warm: int = 3
+    prepared: bool = True
 
     def __call__(
-        self, ours: Call, theirs: Call, *, expression: str, work: float = 0, ceiling: Ceiling | None = None
+        self, ours: Call, theirs: Mapping[str, Call], *, work: float = 0, ceiling: Ceiling | None = None
     ) -> None:
-        """Race `ours`, which does so much work in the ceiling's unit, against `theirs`, written as told."""
-        others = [theirs, *([ceiling.call] if ceiling else [])]
+        """Race `ours`, which does so much work in the ceiling's unit, against others, by what they are called."""
+        others = [*theirs.values(), *([ceiling.call] if ceiling else [])]
         seconds: list[list[float]] = [[] for _ in others]
 
         def take_turns() -> None:
-            """Time the others and make ready for ours: what each finds in the caches is what it left there itself."""
+            """Time the others and make ready for ours."""
             for call, noted in zip(others, seconds, strict=True):
-                self._finish(call)
+                if self.prepared:
+                    self._finish(call)
                 begun = time.perf_counter()
                 self._finish(call)
                 noted.append(time.perf_counter() - begun)
-            self._finish(ours)
+            if self.prepared:
+                self._finish(ours)
 
         self.benchmark.pedantic(
             self._finish, args=(ours,), setup=take_turns, rounds=self.rounds, warmup_rounds=self.warm, iterations=1
@@ -73,15 +83,13 @@ class Race:
         # The warm-up's rounds came first.
         kept = [noted[-self.rounds :] for noted in seconds]
         medians = [statistics.median(noted) for noted in kept]
-        self.benchmark.extra_info.update(
-            case=self.case,
-            expression=expression,
-            theirs=medians[0],
-            spread=_spread(kept[0]),
-            times=medians[0] / mine,
-        )
+        beside = [
+            {"expression": name, "median": median, "spread": _spread(noted), "times": median / mine}
+            for name, median, noted in zip(theirs, medians, kept, strict=False)
+        ]
+        self.benchmark.extra_info.update(case=self.case, beside=beside)
         if ceiling:
-            best = ceiling.work / medians[1]
+            best = ceiling.work / medians[-1]
             self.benchmark.extra_info.update(ceiling=ceiling.name, best=best, share=work / mine / best)
 
     def _finish(self, call: Call) -> None:

@@ -55,4 +55,4 @@ def test_on_32_numbers(case: str, race: Any, device: str) -> None:
         return run
 
     race.benchmark.extra_info["calls"] = TIMES
-    race(repeated(ours), repeated(theirs), expression=expression)
+    race(repeated(ours), {expression: repeated(theirs)})

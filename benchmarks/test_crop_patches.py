@@ -42,4 +42,4 @@ def test_some_past_the_border(case: str, race: Any, copy: Any, device: str) -> N
 
     assert torch.equal(ours(), obvious())
     moved = 2 * patches * channels * size * size * 4
-    race(ours, obvious, expression="pad, slices, stack", work=moved, ceiling=copy(moved))
+    race(ours, {"pad, slices, stack": obvious}, work=moved, ceiling=copy(moved))

@@ -51,4 +51,4 @@ def test_beside_bmm(case: str, race: Any, product: Any, device: str) -> None:
     torch.testing.assert_close(ours(), obvious(), rtol=tolerance, atol=tolerance * flat.shape[2] ** 0.5)
     # Each pair of channels once.
     work = shape[0] * shape[1] * (shape[1] + 1) * flat.shape[2]
-    race(ours, obvious, expression="bmm(x, xᵀ)", work=work, ceiling=product(dtype))
+    race(ours, {"bmm(x, xᵀ)": obvious}, work=work, ceiling=product(dtype))

@@ -59,4 +59,4 @@ def test_one_pixel_after_the_other(case: str, race: Any, device: str) -> None:
         return grow(canvas, begin, begin + pixels)
 
     assert torch.equal(ours(), obvious())
-    race(ours, obvious, expression="NumPy: a weighted square of all windows, a pixel")
+    race(ours, {"NumPy: a weighted square of all windows, a pixel": obvious})

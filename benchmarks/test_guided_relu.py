@@ -45,8 +45,7 @@ def test_forward_and_backward(case: str, race: Any, copy: Any, device: str) -> N
     bytes_ = x.numel() * x.element_size()
     race(
         lambda: torch.autograd.grad(ops.guided_relu(x, "guided"), x, grad),
-        lambda: torch.autograd.grad(Obvious.apply(x), x, grad),
-        expression="autograd.Function of relu; clamp(min=0) * (y > 0)",
+        {"autograd.Function of relu; clamp(min=0) * (y > 0)": lambda: torch.autograd.grad(Obvious.apply(x), x, grad)},
         work=5 * bytes_,
         ceiling=copy(5 * bytes_),
     )
@@ -58,8 +57,7 @@ def test_forward_alone(case: str, race: Any, copy: Any, device: str) -> None:
     bytes_ = x.numel() * x.element_size()
     race(
         lambda: ops.guided_relu(x, "guided"),
-        lambda: torch.relu(x),
-        expression="relu(x)",
+        {"relu(x)": lambda: torch.relu(x)},
         work=2 * bytes_,
         ceiling=copy(2 * bytes_),
     )

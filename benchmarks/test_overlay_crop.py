@@ -42,4 +42,4 @@ def test_each_patch_in_the_middle_of_its_crop(case: str, race: Any, copy: Any, d
 
     assert torch.equal(ours(), obvious())
     moved = 2 * count * channels * size * size * 4
-    race(ours, obvious, expression="pad, slices, stack, paste", work=moved, ceiling=copy(moved))
+    race(ours, {"pad, slices, stack, paste": obvious}, work=moved, ceiling=copy(moved))

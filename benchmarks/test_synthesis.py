@@ -120,6 +120,5 @@ def test_style_transfer(case: str, race: Any, device: str) -> None:
     race.rounds, race.warm = min(race.rounds, 3), 1
     race(
         lambda: ours(layers, content, style, steps),
-        lambda: tutorial(layers, content, style, steps),
-        expression="PyTorch's tutorial",
+        {"PyTorch's tutorial": lambda: tutorial(layers, content, style, steps)},
     )
