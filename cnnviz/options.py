@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .data import find_images, open_image
 from .errors import InputError, OptionError, nearest
+from .render import to_tensor
 
 RESERVED: Final = frozenset(("seed", "memory", "progress", "target", "layer", "inputs", "model", "technique"))
 
@@ -80,11 +81,13 @@ class ImageOption:
         tensor: the values as given, (C, H, W), where it was a tensor; None otherwise.
         image: the upright RGB picture, where it was a PIL image, path or base64; None otherwise.
         digest: the first 16 digits of the SHA-256 of its pixels.
+        name: the file's name without its ending, where it was a path; empty otherwise.
     """
 
     def __init__(self, value: Tensor | Image.Image | str | Path | bytes) -> None:
         self.tensor: Tensor | None = None
         self.image: Image.Image | None = None
+        self.name = Path(value).stem if isinstance(value, (str, Path)) else ""
         if isinstance(value, Tensor):
             value = value[0] if value.dim() == 4 and len(value) == 1 else value
             if value.dim() != 3 or not value.is_floating_point():
@@ -103,6 +106,14 @@ class ImageOption:
             return self.tensor.shape[-2], self.tensor.shape[-1]
         assert self.image is not None
         return self.image.height, self.image.width
+
+    @property
+    def values(self) -> Tensor:
+        """The tensor as given, (C, H, W), or the picture in [0, 1], (3, H, W)."""
+        if self.tensor is not None:
+            return self.tensor
+        assert self.image is not None
+        return to_tensor(self.image)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageOption) and self.digest == other.digest and self.size == other.size

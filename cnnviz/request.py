@@ -43,6 +43,11 @@ from .targets import (
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps done and their total; may raise to cancel."""
 
+
+def unwatched(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
 Made = TypeVar("Made")
 
 _LAYOUT = "either layout"

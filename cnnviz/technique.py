@@ -71,8 +71,7 @@ class Technique(Declared):
             by their mean; all are handed over together, as `Request.layers`, and none need be named.
         default_layer: what is taken where no layer is named: the last spatial output before the head that is no
             pooling, or the first convolution.
-        thousands: whether it takes a thousand forward passes and more by default; reports leave it out unless it is
-            named.
+        on_request: whether reports leave it out unless it is named: it takes minutes, or a network of its own.
         whole: whether pictures are handed over as they are, neither resized nor cropped, and without a model too.
 
     Raises:
@@ -87,13 +86,13 @@ class Technique(Declared):
     inputs: Literal["each", "all", "none"] = "each"
     layers: Literal["none", "one", "many", "all"] = "none"
     default_layer: Literal["last-spatial", "first-convolution"] = "last-spatial"
-    thousands: bool = False
+    on_request: bool = False
     whole: bool = False
 
     @property
     def quick(self) -> bool:
-        """Whether it runs with its defaults, and takes no thousands of forward passes."""
-        return self.ready and not self.thousands
+        """Whether it runs with its defaults, and by itself."""
+        return self.ready and not self.on_request
 
     def __post_init__(self) -> None:
         self.check("technique")

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import cnnviz.metrics
+import cnnviz.synthesis
 from cnnviz import render
 from cnnviz.data import demo_picture
 from cnnviz.options import expectation
@@ -40,6 +41,8 @@ def techniques_page() -> str:
         elif technique.layers != "none":
             lines += ["", f"Takes {takes[technique.layers]}. Default: {default[technique.default_layer]}."]
         lines += _options(technique.options)
+    training = _paragraphs("For `fast-style`. ", cnnviz.synthesis.train_style)
+    lines += ["", "## Training: cnnviz train-style", "", *training, *_options(cnnviz.synthesis.StyleTraining)]
     return "\n".join(lines) + "\n"
 
 
@@ -75,8 +78,8 @@ def metrics_page() -> str:
 
 
 def _paragraphs(lead: str, function: object) -> list[str]:
-    """Return a docstring's summary after `lead`, and its other paragraphs."""
-    summary, _, details = inspect.getdoc(function).partition("\n\n")
+    """Return a docstring's summary after `lead`, and its other paragraphs, without arguments and what follows them."""
+    summary, _, details = inspect.getdoc(function).partition("\n\nArgs:")[0].partition("\n\n")
     shown = [f"{lead}{' '.join(summary.split())}", ""]
     return shown + [" ".join(paragraph.split()) for paragraph in details.split("\n\n") if paragraph]
 
@@ -88,7 +91,8 @@ def _options(options: type[cnnviz.Options]) -> list[str]:
     lines = ["", "| option | accepts | default | what it does |", "|---|---|---|---|"]
     for name, info in options.model_fields.items():
         accepts = expectation(options, name).replace("|", "\\|")
-        lines.append(f"| `{name}` | {accepts} | `{info.get_default()}` | {info.description} |")
+        default = "required" if info.is_required() else f"`{info.get_default()}`"
+        lines.append(f"| `{name}` | {accepts} | {default} | {info.description} |")
     return lines
 
 

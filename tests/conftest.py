@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("cnnviz", deadline=None)
+settings.load_profile("cnnviz")
 
 Run = Callable[..., tuple[int, str, str]]
 

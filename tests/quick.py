@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 import cnnviz
+from cnnviz.synthesis import StyleNetwork
 
 _STYLE = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(11))
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -21,6 +23,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "texture-patch": {"size": 8, "window": 5},
 }
 RUN_NO_MODEL = ("filters", "texture-patch")
+NETWORKS = {"fast-style": lambda: StyleNetwork(["waves", "stars"], width=2, blocks=1)}
+"""What techniques work on that take no other network."""
+
+
+def network(name: str, other: nn.Module) -> nn.Module:
+    """Return a network that a technique takes: `other`, or one of its own."""
+    return NETWORKS[name]() if name in NETWORKS else other
 
 
 def arguments(name: str, x: torch.Tensor) -> tuple[torch.Tensor | None, int | None]:

@@ -52,7 +52,9 @@ def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_nothing_changes_on_success(name: str, network: nn.Module, images: torch.Tensor) -> None:
     calls: list[int] = []
-    handle = network.features.norm5.register_forward_hook(lambda *_: calls.append(1))
+    network = quick.network(name, network)
+    last = [module for module in network.modules() if not list(module.children())][-1]
+    handle = last.register_forward_hook(lambda *_: calls.append(1))
     try:
         before = _snapshot(network)
         result = explained(network, name, images)
@@ -64,7 +66,7 @@ def test_nothing_changes_on_success(name: str, network: nn.Module, images: torch
         handle.remove()
 
 
-@pytest.mark.parametrize("name", [name for name in TECHNIQUES if name not in quick.RUN_NO_MODEL])
+@pytest.mark.parametrize("name", [name for name in TECHNIQUES if name not in (*quick.RUN_NO_MODEL, *quick.NETWORKS)])
 def test_nothing_changes_when_the_model_fails_in_the_middle(
     name: str, network: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ def test_nothing_changes_when_the_model_fails_in_the_middle(
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_eight_threads_get_what_each_gets_alone(name: str, network: nn.Module) -> None:
     batches = [torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    network = quick.network(name, network)
     explainer = cnnviz.Explainer(network, name, **FASTER.get(name, {}))
     alone = [explainer(*quick.arguments(name, batch)) for batch in batches]
     before = _snapshot(network)
@@ -120,6 +123,7 @@ def test_threads_with_different_techniques_on_one_model(network: nn.Module, imag
 def test_callers_without_gradients_get_the_same(
     name: str, mode: Callable[[], Any], network: nn.Module, images: torch.Tensor
 ) -> None:
+    network = quick.network(name, network)
     expected = explained(network, name, images)
     with mode():
         made_inside = images.clone()

@@ -15,7 +15,8 @@ from tests import quick
 
 @pytest.mark.parametrize("name", list(cnnviz.techniques()))
 def test_technique_conforms(name: str) -> None:
-    assert "threads" in check_technique(name, **quick.OPTIONS.get(name, {}))
+    model = quick.network(name, SmallNet())
+    assert "threads" in check_technique(name, model=model, **quick.OPTIONS.get(name, {}))
 
 
 QUICKER: dict[str, dict[str, Any]] = {

@@ -10,7 +10,8 @@ import typer
 from .. import __version__
 from ..errors import CnnvizError
 from ..registry import Selection, select
-from . import demo, evaluate, explain, info, layers, list_, report
+from . import demo, evaluate, explain, info, layers, list_, report, train_style
+from .common import INTERRUPTED
 
 app = typer.Typer(
     name="cnnviz",
@@ -25,10 +26,8 @@ app.command("layers")(layers.layers)
 app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate_)
 app.command("demo")(demo.demo)
+app.command("train-style")(train_style.command)
 app.add_typer(explain.app, name="explain")
-
-
-_INTERRUPTED = 130
 
 
 def _version(wanted: bool) -> None:
@@ -68,7 +67,7 @@ def main() -> None:
             raise
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written", _INTERRUPTED)
+        _fail("interrupted; nothing was written", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)
@@ -82,8 +81,8 @@ def main() -> None:
         if told is not None:
             _fail(told(), getattr(error, "exit_code", 2))
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
-    if code == _INTERRUPTED:  # typer turns Ctrl-C into this
-        _fail("interrupted; nothing was written", _INTERRUPTED)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this
+        _fail("interrupted; nothing was written", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

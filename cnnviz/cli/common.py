@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import torch
 import typer
@@ -21,15 +21,14 @@ from ..options import RESERVED, Options
 from ..registry import Registry
 from ..request import Progress as Step
 from ..targets import Channel, Neuron, Top, channel, neuron, top
+from .flags import option_value
 
 ImagesArgument: TypeAlias = Annotated[
     list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.", show_default=False)
 ]
+_MODELS = "torchvision name, timm:NAME, module:function, or a file that train-style wrote"
 ModelOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="torchvision name, timm:NAME or module:function; the embedded MobileNetV2 by default."
-    ),
+    str | None, typer.Option("--model", help=f"{_MODELS}; the embedded MobileNetV2 by default.")
 ]
 WeightsOption: TypeAlias = Annotated[
     str, typer.Option("--weights", help="DEFAULT, none (random), or a .safetensors or state-dict file.")
@@ -43,6 +42,9 @@ TargetsOption: TypeAlias = Annotated[
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
 MemoryOption: TypeAlias = Annotated[str, typer.Option("--memory", help="Budget for batches.")]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C."""
 
 
 def load(model: str | None, weights: str, device: str) -> Model:
@@ -89,17 +91,6 @@ def parse_target(text: str | None) -> int | str | Channel | Neuron | Top | None:
         raise TargetError(f"--target: got '{text}', expected {wanted}") from error
 
 
-def option_value(options: type[Options], name: str, value: Any) -> Any:
-    """Return a flag's text as pydantic should see it: "none" where that is allowed, and lists split at commas."""
-    schema = options.model_json_schema()["properties"][name]
-    parts = schema.get("anyOf", [schema])
-    if isinstance(value, str) and value.lower() == "none" and any(part.get("type") == "null" for part in parts):
-        return None
-    if isinstance(value, str) and schema.get("type") == "array":
-        return tuple(part.strip() for part in value.split(","))
-    return value
-
-
 def read_spec(text: str, known: Registry[Any]) -> tuple[str, dict[str, Any]]:
     """Read ``NAME:option=value:…``: the name of a technique or metric, and its options; a technique's layer too."""
     name, *pairs = text.split(":")
@@ -141,6 +132,16 @@ def progress(label: str) -> Iterator[Bar]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield Bar(bars, label)
+
+
+@contextmanager
+def keeping(note: str) -> Iterator[None]:
+    """On Ctrl-C say what was kept, in place of nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"cnnviz: interrupted; {note}", err=True)
+        sys.exit(INTERRUPTED)
 
 
 class Bar:

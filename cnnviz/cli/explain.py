@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from ..data import find_images
 from ..errors import InputError
-from ..explainer import explain
-from ..explanation import Explanation, Heatmap
+from ..explainer import Explainer
+from ..explanation import Explanation, Heatmap, PictureFolder
 from ..models import Model
-from ..options import Options, expectation
 from ..registry import techniques
 from ..technique import Technique
 from .common import (
@@ -28,14 +29,15 @@ from .common import (
     SeedOption,
     TargetsOption,
     WeightsOption,
+    keeping,
     load,
-    option_value,
     parse_target,
     progress,
     require_pictures,
     show_json,
     show_table,
 )
+from .flags import with_flags
 
 
 class Techniques(TyperGroup):
@@ -86,20 +88,50 @@ def _run(
     loaded = load(model, weights, device)
     if paths:
         require_pictures(loaded, model)
+    place = out or Path("cnnviz-out") / technique.name
+    explainer = Explainer(loaded, technique.name, layer=layer or None, memory=memory, **options)
+    if technique.whole and technique.inputs == "each" and len(paths) > 1:
+        _one_by_one(explainer, paths, _targets(target or [], 1), seed, place, json=json)
+        return
     with progress(technique.name) as bar:
-        result = explain(
-            loaded,
-            list(paths) or None,
-            technique.name,
-            target=_targets(target or [], len(paths)),
-            layer=layer or None,
-            seed=seed,
-            memory=memory,
-            progress=bar.step,
-            **options,
-        )
-    folder = result.save(out or Path("cnnviz-out") / technique.name)
-    _tell(result, loaded, paths, folder, json=json)
+        result = explainer(list(paths) or None, _targets(target or [], len(paths)), seed=seed, progress=bar.step)
+    _tell(result, loaded, paths, result.save(place), json=json)
+
+
+def _one_by_one(explainer: Explainer, paths: list[Path], target: Any, seed: int, place: Path, *, json: bool) -> None:
+    """Work on pictures of any sizes, such as the frames of a film, and write each result as soon as it is there."""
+    names = _names(paths)
+    made = PictureFolder(place, {name: str(path) for name, path in zip(names, paths, strict=True)})
+    left_out: dict[str, str] = {}
+    with progress("") as bar, keeping(f"what was done is in {made.folder}"):
+        for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+            bar.label(f"{number + 1} of {len(paths)}: {path.name}")
+            try:
+                result = explainer(path, target, seed=seed, progress=bar.step)
+            except InputError as error:
+                left_out[str(path)] = str(error)
+            else:
+                made.add(name, result)
+    made.finish(left_out)
+    if len(left_out) == len(paths):
+        raise InputError(f"nothing could be made of {len(paths)} images; {next(iter(left_out.values()))}")
+    if json:
+        show_json({"folder": str(made.folder), "left_out": left_out})
+        return
+    for image, why in left_out.items():
+        typer.echo(f"{image} is left out: {why}", err=True)
+    typer.echo(made.folder)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Return what each picture's result is called: as the picture, by as little of its path as tells it from others."""
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    stems = ["-".join(path.absolute().relative_to(root).with_suffix("").parts) for path in paths]
+    counts = Counter(stems)
+    return [
+        stem if counts[stem] == 1 else f"{stem}{path.suffix.replace('.', '-')}"
+        for stem, path in zip(stems, paths, strict=True)
+    ]
 
 
 def _targets(texts: list[str], images: int) -> Any:
@@ -136,33 +168,16 @@ def _tell(result: Explanation, model: Model, paths: list[Path], folder: Path, *,
 
 def _command(technique: Technique) -> Callable[..., None]:
     """Return a function whose signature typer turns into the technique's command."""
-    flags = {name: _flag(technique, name, info) for name, info in technique.options.model_fields.items()}
-
-    def command(**given: Any) -> None:
-        options = {
-            name: option_value(technique.options, name, value)
-            for name in flags
-            if (value := given.pop(_OPTION + name)) is not None
-        }
-        _run(technique, options, **given)
-
     common = [
-        parameter
+        parameter.replace(annotation=_COMMON[name], default=_DEFAULTS[name])
         for name, parameter in inspect.signature(_run, eval_str=True).parameters.items()
         if name in _COMMON
         and not (name == "layer" and technique.layers == "none")
         and not (name == "images" and technique.inputs == "none")
     ]
-    shown = [
-        parameter.replace(annotation=_COMMON[p], default=_DEFAULTS[p])
-        for parameter in common
-        for p in (parameter.name,)
-    ]
-    command.__signature__ = inspect.Signature([*shown, *flags.values()])  # type: ignore[attr-defined]
-    return command
+    return with_flags(partial(_run, technique), technique.name, technique.options, common)
 
 
-_OPTION: Final = "option_"
 _COMMON: Final[dict[str, Any]] = {
     "images": ImagesArgument,
     "model": ModelOption,
@@ -190,40 +205,3 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "device": "cpu",
     "json": False,
 }
-
-
-def _flag(technique: Technique, name: str, info: FieldInfo) -> inspect.Parameter:
-    dashed = name.replace("_", "-")
-    if name in _COMMON or name in ("debug", "help"):
-        dashed = f"{technique.name}-{dashed}"
-    default = "required" if info.is_required() else f"default: {_shown(info.get_default(call_default_factory=True))}"
-    bounds = expectation(technique.options, name)
-    is_bool = info.annotation is bool
-    told = f"{info.description} ({default})" if is_bool else f"{info.description} ({bounds}; {default})"
-    kind: Any = bool if is_bool else str
-    option = typer.Option(
-        f"--{dashed}/--no-{dashed}" if is_bool else f"--{dashed}",
-        help=told[0].upper() + told[1:],
-        metavar=None if is_bool else _metavar(technique.options, name),
-        show_default=False,
-        rich_help_panel=f"Options of {technique.name}",
-    )
-    return inspect.Parameter(
-        _OPTION + name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind | None, option], default=None
-    )
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, (tuple, list)):
-        return ",".join(map(str, default))
-    return "none" if default is None else str(default)
-
-
-def _metavar(options: type[Options], name: str) -> str:
-    schema = options.model_json_schema()["properties"][name]
-    kinds = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
-    if any("metavar" in part for part in (schema, *kinds)):
-        return "|".join(part.get("metavar", schema.get("metavar", "N")) for part in kinds[-1:])
-    if any("enum" in part or "const" in part for part in kinds):
-        return "|".join(str(item) for part in kinds for item in part.get("enum", [part.get("const")]))
-    return {"integer": "N", "number": "X", "array": "X,X,…"}.get(kinds[0].get("type", ""), "TEXT")

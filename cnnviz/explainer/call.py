@@ -19,7 +19,7 @@ from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
 from ..models import Lender, Model, Survey, know_calls, own_randomness, telling
 from ..options import Options
-from ..request import Progress, Request, Shared
+from ..request import Progress, Request, Shared, unwatched
 from ..technique import Technique
 
 _STEPS = 1000
@@ -201,7 +201,7 @@ class Call:
     def _step(self, start: int, stop: int, number: int, count: int) -> Progress:
         """Return a progress function for the number-th of a part's rounds, which counts in parts of the whole."""
         if self.progress is None:
-            return _ignore
+            return unwatched
         whole = self.progress
         rows = 1 if self.samples is None else len(self.samples)
 
@@ -338,10 +338,6 @@ def _woven_captions(results: Sequence[Explanation]) -> tuple[str, ...]:
 def _resized(values: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
     align = None if mode == "nearest" else False
     return functional.interpolate(values, size, mode=mode, align_corners=align)
-
-
-def _ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def _merged(parts: list[Explanation], technique: str) -> Explanation:

@@ -53,7 +53,7 @@ def evaluate(
         model: as for `explain`.
         inputs: as for `explain`; of paths, no more than 16 images are held at a time.
         techniques: names, `Technique` or `Explainer` objects, or these by labels of your own; None takes all installed
-            ones of the family "attribution" that take no thousands of forward passes.
+            ones of the family "attribution" that take seconds.
         metrics: names or `Metric` objects, or names with their options; None takes all installed ones that do not
             explain again and, without `boxes`, need none.
         target: as for `explain`, one for each input.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, nearest
 from .model import Model
 from .preprocess import Preprocess
+from .style_network import StyleNetwork
 
 EMBEDDED: Final = "mobilenet_v2"
 _WEIGHTS: Final = "mobilenet_v2.safetensors"
@@ -33,7 +34,8 @@ def load_model(
 
     Args:
         name: None for the embedded MobileNetV2 (ImageNet, no network needed); a torchvision name; ``"timm:NAME"``;
-            ``"package.module:function"`` that returns an nn.Module; or a module, which is wrapped as it is.
+            ``"package.module:function"`` that returns an nn.Module; the ``.safetensors`` file of a style network, see
+            `cnnviz.synthesis.train_style`; or a module, which is wrapped as it is.
         weights: "DEFAULT" for what the source offers (downloaded by torchvision or timm, or from their cache), None
             for random weights, or the path of a ``.safetensors`` or state-dict file, read without unpickling code.
             Half-precision files are cast to float32.
@@ -67,6 +69,8 @@ def load_model(
         raise ModelError(f"weights file '{weights}' does not exist; give a file, 'DEFAULT', or None for random weights")
     if name is None:
         loaded = _embedded() if str(weights) == "DEFAULT" else _torchvision(EMBEDDED, weights)
+    elif Path(name).suffix == ".safetensors":
+        loaded = _style_network(name, weights)
     elif name.startswith("timm:"):
         loaded = _timm(name.removeprefix("timm:"), weights, preprocess)
     elif ":" in name:
@@ -163,6 +167,12 @@ def _preset(preset: Any) -> Preprocess:
         std=tuple(std) if std else (1.0,) * 3,
         interpolation=interpolation.value if interpolation is not None else "bilinear",
     )
+
+
+def _style_network(path: str, weights: str | Path | None) -> Model:
+    if str(weights) != "DEFAULT":
+        raise ModelError(f"weights: the style network '{path}' has its own; leave them out")
+    return Model(StyleNetwork.load(path), Path(path).stem, Preprocess(), source=f"style network {path}")
 
 
 _CROPS = ("center", "squash")

@@ -100,7 +100,7 @@ def make_report(
         model: with preprocessing.
         photographs: paths of image files.
         names: techniques to run; None takes all installed ones that work on single images or on the model alone,
-            take no thousands of forward passes, and whose options all have defaults. One that fails is reported there.
+            take seconds, and whose options all have defaults. One that fails is reported there.
         target: as for `explain`.
         seed: as for `explain`.
         memory: as for `explain`.

@@ -1,5 +1,6 @@
 """Pictures made by a network: one optimisation engine, and the parts that techniques put together with it."""
 
+from ..models import StyleNetwork
 from .canvas import Canvas, Fourier, Pixels
 from .checkpoint import Checkpoint
 from .facets import clusters
@@ -8,8 +9,9 @@ from .optimise import optimise
 from .options import Optimised, Regularised, Transformed
 from .regularisers import blur, clip_gradients, clip_pixels, p_norm, total_variation
 from .run import synthesise
-from .style import Style, StyleLoss, style_layers
+from .style import Style, StyleLoss, layer_shares, style_layers
 from .tiles import fitting, tiled
+from .train import StyleTraining, TrainedStyle, train_style
 from .transforms import affine, jitter
 
 __all__ = [
@@ -21,6 +23,9 @@ __all__ = [
     "Regularised",
     "Style",
     "StyleLoss",
+    "StyleNetwork",
+    "StyleTraining",
+    "TrainedStyle",
     "Transformed",
     "affine",
     "blur",
@@ -32,10 +37,12 @@ __all__ = [
     "fitting",
     "jitter",
     "last_size_but_one",
+    "layer_shares",
     "optimise",
     "p_norm",
     "style_layers",
     "synthesise",
     "tiled",
     "total_variation",
+    "train_style",
 ]

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import SaveError
+from ..request import Progress
 from ..writing import write_file
 
 _SECONDS = 15.0
@@ -89,6 +90,23 @@ class Checkpoint:
         about = {"format": _FORMAT, "identity": self._identity, "states": json.dumps(self._states)}
         write_file(self.path, save(self._tensors, about))
         self._written = time.monotonic()
+
+
+def advance(done: int, total: int, progress: Progress, keep: Callable[[bool], None]) -> None:
+    """Keep the state now and then, and tell how far the work is.
+
+    Args:
+        done: steps done.
+        total: steps in all.
+        progress: is told; may raise to cancel.
+        keep: keeps the state: at once if it is given true, as at the end and when progress cancels.
+    """
+    keep(done == total)
+    try:
+        progress(done, total)
+    except BaseException:
+        keep(True)
+        raise
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], prefix: str) -> Any:

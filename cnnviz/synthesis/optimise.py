@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..request import Progress
 from .canvas import Canvas
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, advance
 from .regularisers import Edit, Penalty
 from .transforms import Transform
 
@@ -64,19 +64,17 @@ def optimise(
         InputError: the loss is not finite.
         SaveError: the checkpoint cannot be written.
     """
+
+    def keep(now: bool) -> None:
+        if checkpoint is not None:
+            checkpoint[0].keep(checkpoint[1], run.state, now=now)
+
     run = _Run(canvas, loss, step_size, optimiser, transforms, penalties, edits, generator)
     if checkpoint is not None and (kept := checkpoint[0].state(checkpoint[1])) is not None:
         run.restore(kept)
     while run.done < steps:
         run.step()
-        if checkpoint is not None:
-            checkpoint[0].keep(checkpoint[1], run.state, now=run.done == steps)
-        try:
-            progress(run.done, steps)
-        except BaseException:
-            if checkpoint is not None:
-                checkpoint[0].keep(checkpoint[1], run.state, now=True)
-            raise
+        advance(run.done, steps, progress, keep)
     run.finish()
     return torch.stack(run.history[:steps], 1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError, LayerError
+from ..errors import InputError, LayerError, OptionError
 from ..models import layers as described
 from ..ops import gram_matrix
 from .features import by_size, features
@@ -52,12 +52,25 @@ def style_layers(model: nn.Module, picture: Tensor, named: Sequence[str] = ()) -
     return tuple(name for name in wanted if name not in unfit)
 
 
+def layer_shares(layers: Sequence[str], weights: Sequence[float] = ()) -> list[tuple[str, float]]:
+    """Return style layers, each with its weight; all alike where none are given.
+
+    Raises:
+        OptionError: not one weight for each layer, or a sum of 0.
+    """
+    shares = weights or (1.0,) * len(layers)
+    if len(shares) != len(layers) or not sum(shares):
+        told = f"got {len(shares)} that sum to {sum(shares):g}, expected one for each of {', '.join(layers)}"
+        raise OptionError(f"option 'style_layer_weights': {told}, and a sum above 0")
+    return list(zip(layers, shares, strict=True))
+
+
 @dataclass(frozen=True)
 class Style:
     """What a picture's style is: a Gram matrix for each layer, divided by its number of entries and places.
 
     Attributes:
-        grams: (1, C, C) for each layer.
+        grams: (1, C, C) for each layer, or (N, C, C) where each of N pictures has a style of its own.
         mask: where the style is wanted, (1, 1, H, W) in [0, 1]; None is everywhere.
     """
 
@@ -85,6 +98,11 @@ class Style:
         stacked = (torch.cat(grams) for grams in zip(*(style.grams for style in styles), strict=True))
         return cls(tuple((grams * shares.to(grams)[:, None, None]).sum(0, keepdim=True) for grams in stacked))
 
+    @classmethod
+    def each(cls, styles: Sequence[Style]) -> Style:
+        """Return a style that is another for each of N pictures."""
+        return cls(tuple(torch.cat(grams) for grams in zip(*(style.grams for style in styles), strict=True)))
+
 
 class StyleLoss:
     """How far pictures are from wanted styles and wanted content, and from exciting layers.
@@ -111,7 +129,7 @@ class StyleLoss:
             model: the network.
             styles: each with its weight.
             style_layers: each with its weight.
-            picture: whose content is wanted, (1, C, H, W).
+            picture: whose content is wanted, (1, C, H, W), or for each of N pictures another, (N, C, H, W).
             content_layers: each with its weight.
             dream_layers: what is to be excited more than `picture` excites it, each with its weight.
             tile: longest side of a piece, in pixels; None takes every picture whole.
@@ -129,12 +147,10 @@ class StyleLoss:
             self._see(picture)
 
     def _see(self, picture: Tensor) -> None:
-        pieces = self.pieces(picture)
+        names = tuple(dict.fromkeys(name for name, _ in (*self._content_layers, *self._dream_layers)))
         with torch.no_grad():
-            for piece in pieces:
-                seen = self._maps(picture, piece)
-                self._wanted.append({name: seen[name] for name, _ in (*self._content_layers, *self._dream_layers)})
-        squares = [[_mean(seen[name].square().mean()[None], seen[name]) for name in seen] for seen in self._wanted]
+            self._wanted = [self._maps(picture, piece, names) for piece in self.pieces(picture)]
+        squares = [[_mean(maps.square().mean((1, 2, 3)), maps) for maps in seen.values()] for seen in self._wanted]
         sizes, _ = _together(squares)
         tiny = torch.finfo(picture.dtype).tiny
         self._sizes = {name: size.clamp(min=tiny) for name, size in zip(self._wanted[0], sizes, strict=True)}
@@ -165,7 +181,7 @@ class StyleLoss:
         First the Gram matrices, (N, C, C), of each style at each layer, then mean squares, (N,): the distance from the
         content at each of its layers, and the excitement of each layer to dream of.
         """
-        maps = self._maps(x, piece)
+        maps = self._maps(x, piece, self._layers)
         found: dict[tuple[str, int], _Mean] = {}  # styles without masks share their Gram matrices
         keys = [(name, id(style.mask)) for _, style in self._styles for name, _ in self._style_layers]
         masks = {id(style.mask): style.mask for _, style in self._styles}
@@ -196,7 +212,7 @@ class StyleLoss:
         style, content, dream = nothing, nothing, nothing
         for weight, wanted in self._styles:
             for (_, share), gram in zip(self._style_layers, wanted.grams, strict=True):
-                apart = (next(left) - gram).square().sum((1, 2)) / gram.square().sum()
+                apart = (next(left) - gram).square().sum((1, 2)) / gram.square().sum((1, 2))
                 style = style + weight * share / total * apart
         for _, weight in self._content_layers:
             content = content + weight * next(left)
@@ -220,9 +236,13 @@ class StyleLoss:
                 slope += torch.autograd.grad(torch.stack(pulled).sum(), part)[0]
         return losses.detach(), slope
 
-    def _maps(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
-        seen = features(self._model, self._layers, piece.cut(x))
-        return {name: piece.core(maps) for name, maps in zip(self._layers, seen, strict=True)}
+    def _maps(self, x: Tensor, piece: Piece, layers: Sequence[str]) -> dict[str, Tensor]:
+        seen = features(self._model, layers, piece.cut(x))
+        # Sums over many places would lose too much in half precision.
+        return {
+            name: piece.core(maps.to(torch.promote_types(maps.dtype, torch.float32)))
+            for name, maps in zip(layers, seen, strict=True)
+        }
 
 
 @dataclass(frozen=True)

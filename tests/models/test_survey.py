@@ -455,7 +455,7 @@ def prepared(parts: list[nn.Module]) -> nn.Module:
     return net
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(PARTS, min_size=1, max_size=4))
 def test_field_is_the_support_of_the_gradient(parts: list[nn.Module]) -> None:
     # On an example so large that something is left of it at the end.
@@ -472,7 +472,7 @@ def test_field_is_the_support_of_the_gradient(parts: list[nn.Module]) -> None:
     assert hull(prepared(parts), size, unit) == (first, stop)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(PARTS, min_size=1, max_size=3), st.sampled_from([(0, 0), (-1, -1), (0, -1)]))
 def test_field_clipped_at_the_border_holds_the_support(parts: list[nn.Module], corner: Pair) -> None:
     size = 200

@@ -11,7 +11,7 @@ from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-drawn = settings(max_examples=80, deadline=None)
+drawn = settings(max_examples=80)
 sizes = st.integers(1, 6)
 
 

@@ -29,7 +29,7 @@ def test_every_pair_of_channels(device: str, data: st.DataObject, normalise: boo
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_many_channels_and_pixels(device: str, data: st.DataObject) -> None:
     """Sizes at which native code works in blocks, with whatever is left over of each."""

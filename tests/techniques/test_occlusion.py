@@ -185,7 +185,7 @@ def test_a_neuron_drops_only_under_its_receptive_field() -> None:
     torch.testing.assert_close(got, grey([0, 2, 30, 400, 0]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_sizes_equal_twin(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 9), "height"), data.draw(st.integers(1, 9), "width")

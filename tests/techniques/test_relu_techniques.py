@@ -193,7 +193,7 @@ def test_rules_apply_at_each_relu_of_the_way_back() -> None:
     assert torch.equal(explained(net, x, "guided-backprop", cnnviz.neuron("3", 0, 0, 0)), row(3, 0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     technique=st.sampled_from(sorted(RULES)),
     height=st.integers(4, 8),

@@ -87,7 +87,7 @@ def test_options_equal_twin(channels: str, sign: str) -> None:
     assert_same_map(got.values, reduced(gradient(net, x, lambda output: output[:, 4]), sign=sign, channels=channels))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     height=st.integers(4, 7),
     width=st.integers(4, 7),

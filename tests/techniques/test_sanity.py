@@ -86,6 +86,7 @@ def resident() -> int:
 @pytest.mark.parametrize("technique", list(cnnviz.techniques()))
 def test_thousands_of_calls_leave_nothing_behind(technique: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    net = quick.network(technique, net)
     x, target = quick.arguments(technique, torch.rand(1, 3, 8, 8))
 
     def call(times: int) -> tuple[int, int]:

@@ -134,4 +134,4 @@ class _Sums:
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("rise", rise, RiseOptions, family="attribution", thousands=True))
+    register(Technique("rise", rise, RiseOptions, family="attribution", on_request=True))

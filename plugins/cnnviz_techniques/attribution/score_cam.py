@@ -45,4 +45,4 @@ def _maps(request: Request) -> Any:
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("score-cam", score_cam, GradCamOptions, family="attribution", layers="many", thousands=True))
+    register(Technique("score-cam", score_cam, GradCamOptions, family="attribution", layers="many", on_request=True))

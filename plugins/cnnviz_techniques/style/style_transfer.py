@@ -26,6 +26,7 @@ from cnnviz.synthesis import (
     StyleLoss,
     fitting,
     last_size_but_one,
+    layer_shares,
     style_layers,
     synthesise,
     total_variation,
@@ -146,10 +147,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
     inputs = [request.normalisation.normalise(picture).to(content.dtype) for picture in pictures]
     smallest = min(inputs, key=lambda picture: min(picture.shape[2:]))
     names = style_layers(request.model, smallest, options.style_layers)
-    shares = options.style_layer_weights or (1.0,) * len(names)
-    if len(shares) != len(names) or not sum(shares):
-        told = f"got {len(shares)} that sum to {sum(shares):g}, expected one for each of {', '.join(names)}"
-        raise OptionError(f"option 'style_layer_weights': {told}, and a sum above 0")
+    shares = layer_shares(names, options.style_layer_weights)
     masks = [_mask(image, content) for image in options.masks] or [None] * count
     weights = options.style_weights or (1.0,) * count
     styles = [Style.of(request.model, names, picture, mask) for picture, mask in zip(inputs, masks, strict=True)]
@@ -163,7 +161,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
     return StyleLoss(
         request.model,
         wanted,
-        list(zip(names, shares, strict=True)),
+        shares,
         picture=content,
         content_layers=[(name, options.content_weight / len(kept)) for name in kept],
         dream_layers=[(name, options.dream_weight / len(dreamt)) for name in dreamt],
@@ -173,8 +171,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
 
 def _mask(image: ImageOption, content: Tensor) -> Tensor:
     """Return a mask at the content's size, (1, 1, H, W) in [0, 1]."""
-    values = image.tensor if image.image is None else render.to_tensor(image.image)
-    mask = render.resize(values.float().mean(0, keepdim=True)[None], content.shape[2:]).clamp(0, 1)
+    mask = render.resize(image.values.float().mean(0, keepdim=True)[None], content.shape[2:]).clamp(0, 1)
     if not bool(mask.any()):
         raise InputError("a mask is black everywhere, so that its style is wanted nowhere; leave the style out")
     return mask.to(content)
@@ -202,5 +199,5 @@ def _usual(request: Request, content: Tensor) -> str:
 @hookimpl
 def cnnviz_techniques(register):
     register(
-        Technique("style-transfer", style_transfer, StyleTransferOptions, family="style", thousands=True, whole=True)
+        Technique("style-transfer", style_transfer, StyleTransferOptions, family="style", on_request=True, whole=True)
     )

@@ -125,6 +125,6 @@ def _usual(request: Request, example: Tensor) -> str:
 def cnnviz_techniques(register):
     register(
         Technique(
-            "deep-dream", deep_dream, DeepDreamOptions, family="synthesis", layers="all", thousands=True, whole=True
+            "deep-dream", deep_dream, DeepDreamOptions, family="synthesis", layers="all", on_request=True, whole=True
         )
     )

@@ -72,6 +72,6 @@ def cnnviz_techniques(register):
             FeatureInversionOptions,
             family="synthesis",
             layers="many",
-            thousands=True,
+            on_request=True,
         )
     )

@@ -89,6 +89,12 @@ def _weights(options: TextureGramOptions, layers: tuple[str, ...]) -> tuple[floa
 def cnnviz_techniques(register):
     register(
         Technique(
-            "texture-gram", texture_gram, TextureGramOptions, family="texture", layers="all", thousands=True, whole=True
+            "texture-gram",
+            texture_gram,
+            TextureGramOptions,
+            family="texture",
+            layers="all",
+            on_request=True,
+            whole=True,
         )
     )

@@ -1,0 +1,62 @@
+"""``cnnviz train-style IMAGES``: a network that paints in given styles, in one pass."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from ..synthesis import StyleTraining, train_style
+from .common import (
+    DeviceOption,
+    ImagesArgument,
+    JsonOption,
+    MemoryOption,
+    SeedOption,
+    WeightsOption,
+    keeping,
+    load,
+    progress,
+    show_json,
+)
+from .flags import with_flags
+
+_OUT: Final = Path("cnnviz-out/train-style")
+
+
+def _run(
+    options: dict[str, Any],
+    *,
+    images: ImagesArgument,
+    model: Annotated[
+        str, typer.Option("--model", help="Whose features tell style: torchvision name, timm:NAME or module:function.")
+    ] = "vgg16",
+    weights: WeightsOption = "DEFAULT",
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, and to go on in.")] = _OUT,
+    seed: SeedOption = 0,
+    memory: MemoryOption = "1GiB",
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    loaded = load(model, weights, device)
+    kept = f"the same command goes on from the last checkpoint in {out}"
+    with progress("train-style") as bar, keeping(kept):
+        made = train_style(loaded, images, out, seed=seed, memory=memory, progress=bar.step, **options)
+    network = made.folder / "style.safetensors"
+    if json:
+        show_json({"network": str(network), "left_out": made.left_out, **made.network.about})
+        return
+    for image, why in made.left_out.items():
+        typer.echo(f"{image} is left out: {why}", err=True)
+    typer.echo(network)
+
+
+_COMMON: Final = list(inspect.signature(_run, eval_str=True).parameters.values())[1:]
+
+command = with_flags(_run, "train-style", StyleTraining, _COMMON)
+command.__doc__ = """Train a network that paints any picture in one or several styles; an interrupted training goes on.
+
+Its file is then the model of the technique fast-style.
+"""

@@ -1,0 +1,73 @@
+"""Results for many pictures in one folder, each written as soon as it is there."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from PIL.PngImagePlugin import PngInfo
+
+from .. import render
+from ..writing import Kind, write_file
+from .types import Explanation, Gallery
+
+MANIFEST: Final = "pictures.json"
+
+
+class PictureFolder:
+    """A folder of pictures that techniques made, named after what they were made of.
+
+    A result that is one picture is ``NAME.png``, with its provenance in the text chunk "cnnviz"; any other is a folder
+    NAME, as `Explanation.save` writes it. ``pictures.json`` says which was made of what.
+
+    Attributes:
+        folder: its absolute path.
+    """
+
+    def __init__(self, folder: str | Path, sources: Mapping[str, str]) -> None:
+        """Begin a folder, or one that is there anew; what it held of the same names is replaced.
+
+        Args:
+            folder: a new or empty one, or one that was written by this class.
+            sources: for each name what its picture is made of.
+
+        Raises:
+            SaveError: the folder holds something else, or cannot be written.
+        """
+        place = Path(folder).expanduser()
+        try:
+            known = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["pictures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            known = {}
+        owned = [MANIFEST, *known, *(f"{name}.png" for name in known)] if known else []
+        self.folder = Kind("pictures made by cnnviz", tuple(map(_literal, owned))).check(place)
+        self._sources = {**known, **sources}
+        self.finish({})
+
+    def add(self, name: str, result: Explanation) -> None:
+        """Write a result.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        if not isinstance(result, Gallery) or len(result.images) != 1:
+            result.save(self.folder / name)
+            return
+        about = PngInfo()
+        about.add_itxt("cnnviz", json.dumps(result.provenance and result.provenance.to_json()))
+        file = io.BytesIO()
+        render.to_pil(result.images[0]).save(file, "PNG", pnginfo=about)
+        write_file(self.folder / f"{name}.png", file.getvalue())
+
+    def finish(self, left_out: Mapping[str, str]) -> None:
+        """Write down what was made of what, and what could not be read, and why."""
+        told = {"pictures": self._sources, "left_out": dict(left_out)}
+        write_file(self.folder / MANIFEST, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def _literal(name: str) -> str:
+    """Return a pattern that only this name matches."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

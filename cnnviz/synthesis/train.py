@@ -1,0 +1,370 @@
+"""Training of networks that paint in one pass what style transfer optimises picture by picture."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import torch
+from PIL import ImageOps
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import render
+from ..data import Crops, find_images, open_image
+from ..errors import InputError, ModelError, OptionError
+from ..memory import Batches, batch_size, parse_memory
+from ..models import Lender, Model, StyleNetwork, survey, telling
+from ..options import Field, ImageOption, ImagesOption, Options, make_options
+from ..request import Progress, unwatched
+from ..version import __version__
+from ..writing import Kind, write_file
+from .checkpoint import Checkpoint, advance
+from .features import by_size
+from .regularisers import total_variation
+from .style import Style, StyleLoss, layer_shares, style_layers
+
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+NETWORK: Final = "style.safetensors"
+CHECKPOINT: Final = "checkpoint.safetensors"
+LOG: Final = "log.csv"
+SAMPLES: Final = "samples"
+FOLDER: Final = Kind("a training of styles", (NETWORK, CHECKPOINT, LOG, SAMPLES))
+_SAMPLES = 3
+_SAMPLE_SIDE = 256
+
+
+class StyleTraining(Options):
+    """How a style network is trained."""
+
+    styles: ImagesOption = Field(min_length=1, description="style images, one for each style that the network learns")
+    style_size: int = Field(256, ge=32, le=4096, description="longer side of the style images: how large strokes are")
+    content_weight: _Weight = Field(1.0, description="weight of what pictures show")
+    style_weight: _Weight = Field(3.0, description="weight of how they are painted")
+    total_variation: _Weight = Field(0.0, description="weight of neighbours' differences")
+    content_layers: tuple[str, ...] = Field(
+        (), description="layers whose features are kept; for VGG-16 relu3_3 by default"
+    )
+    style_layers: tuple[str, ...] = Field(
+        (), description="layers whose Gram matrices are matched; for VGG relu1_1 to relu5_1"
+    )
+    style_layer_weights: tuple[_Weight, ...] = Field((), description="weight of each style layer; all alike by default")
+    size: int = Field(256, ge=32, le=2048, description="side of the crops that it is trained on")
+    batch: int = Field(4, ge=1, le=1024, description="crops in a step")
+    steps: int = Field(10_000, ge=1, le=10_000_000, description="how many steps are taken")
+    step_size: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
+    width: int = Field(32, ge=1, le=512, description="channels of the network's first layer")
+    blocks: int = Field(5, ge=0, le=64, description="number of its residual blocks")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the arithmetic; auto is bfloat16 on a GPU that has it, and float32 on a CPU"
+    )
+    samples: ImagesOption = Field(
+        (), description="pictures that are painted now and then; three of the images by default"
+    )
+    sample_every: int = Field(500, ge=1, description="after how many steps")
+    log_every: int = Field(10, ge=1, description="steps in a line of the log, which is their mean")
+    threads: int = Field(2, ge=1, le=256, description="how many images are decoded at once")
+
+
+@dataclass(frozen=True)
+class TrainedStyle:
+    """What came out of a training.
+
+    Attributes:
+        network: the network, in eval mode, on the device that it was trained on.
+        folder: where it is, with checkpoint, log and samples.
+        left_out: image files that could not be read, and why.
+    """
+
+    network: StyleNetwork
+    folder: Path
+    left_out: dict[str, str]
+
+
+def train_style(
+    model: nn.Module | Model,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TrainedStyle:
+    """Train a network that paints any picture in one or several styles; an interrupted training goes on.
+
+    The loss is that of the technique `style-transfer`, of random crops of the images, each in one of the styles.
+    Johnson 2016, section 3; of several styles: Dumoulin 2017, section 2.2.
+
+    Args:
+        model: whose features tell style and content, such as ``load_model("vgg16")``; it is left as it was, and the
+            network is trained on its device.
+        images: image files, or folders of them; those that cannot be read are left out.
+        out: folder for the network, ``style.safetensors``, a checkpoint every 15 seconds, ``log.csv`` and samples. A
+            training that was interrupted there is continued with the bits that it would have had.
+        seed: of the network's first weights and of the crops.
+        memory: budget in bytes, or as "2GiB"; 1 GiB by default. A batch that needs more is taken in parts.
+        progress: called with steps done and their total; may raise to cancel.
+        **options: see `StyleTraining`.
+
+    Returns:
+        A `TrainedStyle`.
+
+    Raises:
+        OptionError: an unknown or malformed option, or weights without any sum.
+        InputError: no image can be read, a style image shows nothing, or the loss is no longer finite.
+        LayerError: a layer that does not exist, or that cannot be matched.
+        ModelError: a model without maps, or that takes no colour pictures.
+        SaveError: the folder holds something else, or another training.
+    """
+    wanted = make_options("train-style", StyleTraining, options)
+    assert isinstance(wanted, StyleTraining)
+    described = model if isinstance(model, Model) else Model(model)
+    paths = find_images([images] if isinstance(images, (str, Path)) else images)
+    folder = FOLDER.check(out)
+    lender = Lender(described.module)
+    with torch.inference_mode(False), torch.enable_grad(), lender.borrow() as replica:
+        ready = replace(described, module=replica)
+        training = _Training(ready, lender, paths, folder, wanted, seed, parse_memory(memory))
+        training.run(progress or unwatched)
+    return TrainedStyle(training.network.eval(), folder, training.left_out)
+
+
+class _Training:
+    """A training at some step."""
+
+    def __init__(
+        self,
+        model: Model,
+        lender: Lender,
+        paths: list[Path],
+        folder: Path,
+        options: StyleTraining,
+        seed: int,
+        memory: int,
+    ) -> None:
+        self.model, self.options, self.folder, self.seed = model, options, folder, seed
+        self.device = model.device
+        self.units = model.normalisation
+        if len(self.units.mean) != 3:
+            raise ModelError(f"{model.name} takes {len(self.units.mean)} channels, expected 3: styles have colours")
+        if not options.content_weight and not options.style_weight:
+            raise OptionError("options 'content_weight' and 'style_weight' are both 0; give one of them a weight")
+        self.crops = Crops(paths, options.size, seed)
+        self.names = _names(options.styles)
+        self.pictures = [self._style_picture(image) for image in options.styles]
+        self.layers, self.styles = self._wanted()
+        example = self.units.normalise(torch.zeros(1, 3, options.size, options.size)).to(self.device, model.dtype)
+        with telling(model.name, example):
+            known = lender.survey(example)
+        # For VGG-16 it is relu3_3, as in Johnson 2016.
+        self.kept = options.content_layers or (by_size(known.layers)[-3:][0][-1].name,)
+        with torch.device("meta"):
+            self.network = StyleNetwork(self.names, width=options.width, blocks=options.blocks)
+        self.network.to_empty(device=self.device)
+        self.network.initialise(torch.Generator().manual_seed(seed))
+        own = survey(self.network, example[:, :3].float())
+        halves = (batch_size(each, memory // 2, self.device, backward=True) for each in (known, own))
+        self.at_once = min(options.batch, *halves)
+        self.batches = Batches()
+        self.precision = self._precision()
+        self.optimiser = torch.optim.Adam(self.network.parameters(), options.step_size)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.checkpoint = Checkpoint(folder / CHECKPOINT, self._identity(lender, memory))
+        self.done = 0
+        self.seconds = 0.0
+        self.lines: list[dict[str, float]] = []
+        self.left_out: dict[str, str] = {}
+
+    def run(self, progress: Progress) -> None:
+        """Take all steps that are left."""
+        options = self.options
+        if (kept := self.checkpoint.state("training")) is not None:
+            self._restore(kept)
+        samples = self._samples()
+        since: list[Tensor] = []
+        batches = self.crops.batches(options.batch, self.done, options.steps, threads=options.threads)
+        with closing(batches):
+            begun = time.monotonic() - self.seconds
+            for crops, left_out in batches:
+                self.left_out |= {str(path): why for path, why in left_out.items()}
+                since.append(self._step(crops))
+                self.done += 1
+                last = self.done == options.steps
+                self.seconds = time.monotonic() - begun
+                if last or self.done % options.log_every == 0:
+                    self._log(since)
+                    since.clear()
+                if last or self.done % options.sample_every == 0:
+                    self._show(samples)
+                advance(self.done, options.steps, progress, self._keep)
+
+    def _step(self, crops: Tensor) -> Tensor:
+        """Take a step; return the mean loss and its parts: style, content, total variation."""
+        x = crops.to(self.device)
+        count, options = len(x), self.options
+        turns = [(self.done * count + i) % len(self.styles) for i in range(count)]
+        parameters = list(self.network.parameters())
+
+        def part(start: int, stop: int) -> tuple[tuple[Tensor, ...], Tensor]:
+            piece, turn = x[start:stop], turns[start:stop]
+            with self._arithmetic():
+                loss = StyleLoss(
+                    self.model.module,
+                    [(1.0, Style.each([self.styles[k] for k in turn]))],
+                    self.layers,
+                    picture=self.units.normalise(piece).to(self.model.dtype),
+                    content_layers=[(name, 1 / len(self.kept)) for name in self.kept],
+                )
+                mix = functional.one_hot(torch.tensor(turn, device=self.device), len(self.styles))
+                painted = self.network(piece, mix)
+                style, content, _ = loss.parts(self.units.normalise(painted).to(self.model.dtype))
+                variation = total_variation(painted)
+            parts = torch.stack([each.float().sum() for each in (style, content, variation)]) / count
+            weights = parts.new_tensor([options.style_weight, options.content_weight, options.total_variation])
+            total = (weights * parts).sum()
+            slopes = torch.autograd.grad(self.scaler.scale(total), parameters)
+            return slopes, torch.cat([total[None], parts]).detach()
+
+        # A part that runs out of memory is taken again in halves, so that slopes are added up once it is whole.
+        made = self.batches.run(count, self.at_once, part)
+        for parameter, *slopes in zip(parameters, *(slopes for slopes, _ in made), strict=True):
+            parameter.grad = torch.stack(slopes).sum(0) if len(slopes) > 1 else slopes[0]
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        return torch.stack([told for _, told in made]).sum(0)
+
+    def _log(self, since: list[Tensor]) -> None:
+        total, style, content, variation = torch.stack(since).mean(0).tolist()
+        if not math.isfinite(total):
+            raise InputError(
+                f"the loss is {total} at step {self.done}; delete '{self.folder}' and begin anew with a smaller "
+                "step_size, or with precision='float32'"
+            )
+        told = {"loss": total, "style": style, "content": content, "total_variation": variation}
+        self.lines.append({"step": self.done, **told, "seconds": round(self.seconds, 3)})
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(self.lines[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.lines)
+        write_file(self.folder / LOG, text.getvalue())
+
+    def _show(self, samples: list[Tensor]) -> None:
+        """Write the network as it is, and the sample pictures in each style."""
+        self.network.about = self._about()
+        self.network.save(self.folder / NETWORK)
+        shown = [torch.ones(1, 3, 1, 1), *self.pictures]
+        mixes = torch.eye(len(self.styles), device=self.device)
+        for sample in samples:
+            with torch.no_grad(), self._arithmetic():
+                shown += [sample, *(self.network(sample, mix).float() for mix in mixes)]
+        tiles = [ImageOps.fit(render.to_pil(picture[0]), (_SAMPLE_SIDE, _SAMPLE_SIDE)) for picture in shown]
+        file = io.BytesIO()
+        render.grid(tiles, columns=1 + len(self.styles), gap=4).save(file, "PNG")
+        write_file(self.folder / SAMPLES / f"step-{self.done:07d}.png", file.getvalue())
+
+    def _samples(self) -> list[Tensor]:
+        """Return the pictures that are painted now and then, (1, 3, h, w) each."""
+        given = [image.values.float() for image in self.options.samples]
+        for path in self.crops.paths if not given else ():
+            with suppress(InputError):
+                given.append(render.to_tensor(open_image(path)))
+            if len(given) == _SAMPLES:
+                break
+        return [_sized(values[None], 2 * self.options.size).to(self.device) for values in given]
+
+    def _style_picture(self, image: ImageOption) -> Tensor:
+        """Return a style image in [0, 1], (1, 3, h, w)."""
+        return _sized(image.values[None].float(), self.options.style_size).to(self.device)
+
+    def _wanted(self) -> tuple[list[tuple[str, float]], list[Style]]:
+        """Return style layers with their weights, and the styles."""
+        inputs = [self.units.normalise(picture).to(self.model.dtype) for picture in self.pictures]
+        smallest = min(inputs, key=lambda picture: min(picture.shape[2:]))
+        names = style_layers(self.model.module, smallest, self.options.style_layers)
+        shares = layer_shares(names, self.options.style_layer_weights)
+        return shares, [Style.of(self.model.module, names, picture) for picture in inputs]
+
+    def _precision(self) -> torch.dtype:
+        chosen = self.options.precision
+        if chosen != "auto":
+            made: torch.dtype = getattr(torch, chosen)
+            return made
+        if self.device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.precision == torch.float32 else torch.autocast(self.device.type, self.precision)
+
+    def _identity(self, lender: Lender, memory: int) -> dict[str, Any]:
+        aside = {"steps", "samples", "sample_every", "log_every", "threads"}
+        files = [(path.name, path.stat().st_size) for path in self.crops.paths]
+        return {
+            **self.options.model_dump(mode="json", exclude=aside),
+            "model": lender.fingerprint(),
+            "images": hashlib.sha256(repr(files).encode()).hexdigest()[:16],
+            "seed": self.seed,
+            "memory": memory,
+        }
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "options": self.options.model_dump(mode="json", exclude={"samples"}),
+            "layers": {"style": [name for name, _ in self.layers], "content": list(self.kept)},
+            "model": {"name": self.model.name, "source": self.model.source},
+            "images": len(self.crops.paths),
+            "seed": self.seed,
+            "steps": self.done,
+            "seconds": round(self.seconds, 1),
+            "device": str(self.device),
+            "precision": str(self.precision).removeprefix("torch."),
+            "versions": {"cnnviz": __version__, "torch": torch.__version__},
+        }
+
+    def _keep(self, now: bool) -> None:
+        self.checkpoint.keep("training", self._state, now=now)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "lines": self.lines,
+            "left_out": self.left_out,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.done, self.seconds = state["done"], state["seconds"]
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.lines, self.left_out = state["lines"], state["left_out"]
+        self.network.about = self._about()
+
+
+def _names(images: Sequence[ImageOption]) -> list[str]:
+    """Return a name for each style image, no two alike."""
+    names: list[str] = []
+    for number, image in enumerate(images):
+        name = image.name or f"style-{number}"
+        names.append(f"{name}-{number}" if name in names else name)
+    return names
+
+
+def _sized(picture: Tensor, longer: int) -> Tensor:
+    """Return a picture, (1, 3, h, w), whose longer side is so many pixels."""
+    scale = longer / max(picture.shape[2:])
+    return render.resize(picture, [max(1, round(side * scale)) for side in picture.shape[2:]]).clamp(0, 1)

@@ -1,0 +1,272 @@
+"""Style networks are trained, kept, continued to the bit after an interruption, and refused what makes no sense."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import cnnviz
+from cnnviz import InputError, LayerError, ModelError, OptionError, SaveError
+from cnnviz.synthesis import StyleNetwork, train_style
+from cnnviz.testing.suite import _equal, _snapshot
+
+QUICK: dict[str, Any] = {
+    "size": 32, "style_size": 48, "batch": 2, "steps": 6, "width": 3, "blocks": 1, "log_every": 2, "style_weight": 20.0,
+}  # fmt: skip
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def features(channels: int = 3) -> nn.Module:
+    draws = torch.Generator().manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 10, 3, padding=1), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 2),
+    )  # fmt: skip
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, 0, 0.3, generator=draws)
+    return made.eval()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return features()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        ramp = Image.linear_gradient("L").rotate(40 * number).resize((50 + number, 44))
+        Image.merge("RGB", [ramp, Image.radial_gradient("L").resize(ramp.size), ramp.rotate(90)]).save(
+            folder / f"{number}.png"
+        )
+    return folder
+
+
+@pytest.fixture
+def style(tmp_path: Path) -> Path:
+    path = tmp_path / "stripes.png"
+    made = Image.new("RGB", (60, 40), (200, 30, 10))
+    for x in range(0, 60, 6):
+        made.paste((20, 40, 220), (x, 0, x + 3, 40))
+    made.save(path)
+    return path
+
+
+def trained(model: nn.Module, images: Path, style: Any, out: Path, **given: Any) -> Any:
+    return train_style(model, images, out, styles=style, **{**QUICK, **given})
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    with (out / "log.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_loss_falls_and_all_files_are_there(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    made = trained(
+        model, images, style, tmp_path / "out", steps=60, sample_every=25, step_size=5e-3,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(k + 1, 60) for k in range(60)]
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "checkpoint.safetensors", "log.csv", "samples", "style.safetensors",
+    ]  # fmt: skip
+    told = lines(made.folder)
+    assert [row["step"] for row in told] == list(range(2, 61, 2))
+    assert told[-1]["style"] < 0.7 * told[0]["style"]
+    assert told[0]["loss"] == pytest.approx(20 * told[0]["style"] + told[0]["content"], rel=1e-4)
+    assert sorted(path.name for path in (made.folder / "samples").iterdir()) == [
+        "step-0000025.png", "step-0000050.png", "step-0000060.png",
+    ]  # fmt: skip
+    with Image.open(made.folder / "samples" / "step-0000060.png") as sample:
+        assert sample.width < sample.height, "a column for the pictures, one for the style; a row for each of three"
+    read = StyleNetwork.load(made.folder / "style.safetensors")
+    assert read.styles == ("stripes",)
+    assert read.about["steps"] == 60
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(read(x), made.network(x))
+
+
+def test_a_network_paints_towards_its_own_style(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    """Of two styles in one network each is nearer to its own picture."""
+    Image.new("RGB", (48, 48), (240, 240, 60)).save(tmp_path / "sun.png")
+    made = trained(
+        model, images, [style, tmp_path / "sun.png"], tmp_path / "out", steps=80, step_size=1e-2, content_weight=0.1
+    )
+    assert made.network.styles == ("stripes", "sun")
+    with torch.no_grad():
+        stripes, sun = (made.network(torch.full((1, 3, 32, 32), 0.5), mix).mean((0, 2, 3)) for mix in torch.eye(2))
+    assert sun[2] < sun[0], "yellow has little blue"
+    assert sun[1] > stripes[1] + 0.1
+
+
+@pytest.mark.parametrize("stopped", [1, 3, 4])
+def test_an_interrupted_training_ends_with_the_same_bits(
+    stopped: int, model: nn.Module, images: Path, style: Path, tmp_path: Path
+) -> None:
+    whole = trained(model, images, style, tmp_path / "whole")
+
+    def stop(done: int, total: int) -> None:
+        if done == stopped:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        trained(model, images, style, tmp_path / "parts", progress=stop)
+    continued = trained(model, images, style, tmp_path / "parts")
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, continued.network.state_dict()[name]), name
+    plain = [[{**row, "seconds": 0} for row in lines(tmp_path / which)] for which in ("whole", "parts")]
+    assert [row["step"] for row in plain[1]] == [2, 4, 6]
+    if stopped == 4:  # between two lines of the log, the first of them is of fewer steps
+        assert plain[0] == plain[1]
+
+
+def test_more_steps_go_on_and_no_steps_change_nothing(
+    model: nn.Module, images: Path, style: Path, tmp_path: Path
+) -> None:
+    longer = trained(model, images, style, tmp_path / "whole", steps=8)
+    first = trained(model, images, style, tmp_path / "parts")
+    kept = (tmp_path / "parts" / "style.safetensors").read_bytes()
+    trained(model, images, style, tmp_path / "parts")
+    assert (tmp_path / "parts" / "style.safetensors").read_bytes() == kept
+    more = trained(model, images, style, tmp_path / "parts", steps=8)
+    assert more.network.about["steps"] == 8 > first.network.about["steps"]
+    assert all(map(torch.equal, longer.network.state_dict().values(), more.network.state_dict().values()))
+
+
+def test_a_batch_in_parts_is_the_whole_batch(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    made = [
+        trained(model, images, style, tmp_path / memory, memory=memory, batch=4, steps=1, size=96, width=8)
+        for memory in ("1GiB", "8MiB")
+    ]
+    for a, b in zip(*(one.network.state_dict().values() for one in made), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2.1e-3)  # Adam's first step is 1e-3 whatever a slope's size
+    losses = [lines(one.folder)[0]["loss"] for one in made]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_model_and_random_state_are_as_they_were(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    model.train()
+    before, state = _snapshot(model), torch.get_rng_state()
+    trained(model, images, style, tmp_path / "out")
+    assert [key for key, value in _snapshot(model).items() if not _equal(value, before[key])] == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_grad_callers_may_train(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        inside = trained(model, images, style, tmp_path / "inside")
+    outside = trained(model, images, style, tmp_path / "outside")
+    assert all(map(torch.equal, inside.network.state_dict().values(), outside.network.state_dict().values()))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_too(precision: str, model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    made = trained(model, images, style, tmp_path / "out", steps=60, precision=precision, step_size=5e-3)
+    told = lines(made.folder)
+    assert told[-1]["style"] < 0.7 * told[0]["style"]
+    assert {parameter.dtype for parameter in made.network.parameters()} == {torch.float32}
+
+
+def test_images_that_cannot_be_read_are_left_out(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    (images / "a-broken.jpg").write_bytes(b"no image")
+    made = trained(model, images, style, tmp_path / "out")
+    assert list(made.left_out) == [str(images / "a-broken.jpg")]
+    assert "no image" in made.left_out[str(images / "a-broken.jpg")]
+    shutil.rmtree(images)
+    images.mkdir()
+    (images / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match="none of 1 images"):
+        trained(model, images, style, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"pace": 3}, OptionError, "unknown option 'pace' of 'train-style'"),
+        ({"steps": 0}, OptionError, "'steps' of 'train-style': got 0, expected a whole number from 1"),
+        ({"styles": ()}, OptionError, "option 'styles'"),
+        ({"content_weight": 0.0, "style_weight": 0.0}, OptionError, "both 0"),
+        ({"style_layer_weights": (0.0, 0.0, 0.0)}, OptionError, "a sum above 0"),
+        ({"style_layers": ("4", "nowhere")}, LayerError, "no layer 'nowhere'"),
+        ({"content_layers": ("nowhere",)}, LayerError, "no layer 'nowhere'"),
+        ({"content_layers": ("8",)}, LayerError, "before the global pooling"),
+        ({"style_size": 32, "style_layers": ("10",)}, LayerError, "sees the whole picture"),
+        ({"style_weight": 1e300}, InputError, "the loss is nan at step 2; delete"),
+    ],
+)
+def test_what_makes_no_sense_is_told(
+    given: dict[str, Any],
+    error: type[Exception],
+    told: str,
+    model: nn.Module,
+    images: Path,
+    style: Path,
+    tmp_path: Path,
+) -> None:
+    before = _snapshot(model)
+    with pytest.raises(error, match=told):
+        train_style(model, images, tmp_path / "out", **{**QUICK, "styles": style, **given})
+    assert [key for key, value in _snapshot(model).items() if not _equal(value, before[key])] == []
+
+
+def test_a_style_image_must_be_as_large_as_what_a_layer_sees(model: nn.Module, images: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 20)).save(tmp_path / "strip.png")
+    with pytest.raises(LayerError, match=r"layer '7' sees 18 x 18 pixels, more than the style image of 16 x 48"):
+        trained(model, images, tmp_path / "strip.png", tmp_path / "out", style_layers=("7",))
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "told"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), LayerError, "returns maps"),
+        (features(1), ModelError, "takes 1 channels, expected 3"),
+    ],
+)
+def test_models_without_maps_or_colours_are_refused(
+    other: nn.Module, error: type[Exception], told: str, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=told):
+        trained(other, images, torch.rand(3, 32, 32), tmp_path / "out", style_size=32)
+
+
+def test_another_training_and_other_files_are_left_alone(
+    model: nn.Module, images: Path, style: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    trained(model, images, style, out)
+    kept = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(SaveError, match="belongs to another run: it differs in width"):
+        trained(model, images, style, out, width=4)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+    with pytest.raises(SaveError, match="belongs to another run: it differs in model"):
+        trained(other, images, style, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == kept
+    with pytest.raises(SaveError, match="holds something else than a training"):
+        trained(model, images, style, images)
+
+
+def test_what_was_trained_is_a_technique(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    made = trained(model, images, style, tmp_path / "out")
+    painted = cnnviz.explain(cnnviz.load_model(str(made.folder / "style.safetensors")), images / "0.png", "fast-style")
+    assert painted.tensors()["images"].shape == (1, 3, 44, 50)
+    assert painted.captions == ("stripes",)
+    assert load_file(made.folder / "style.safetensors").keys() == made.network.state_dict().keys()
