@@ -192,6 +192,17 @@ Baseline = Annotated[_Number | tuple[_Number, ...] | ImageOption, BeforeValidato
 """What stands for "nothing to see": a number, a number for each channel, or an image; see `Request.baseline`."""
 
 
+def check_seed(seed: Any) -> int:
+    """Return a seed of random numbers.
+
+    Raises:
+        OptionError: it is no whole number, or out of range.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**63:
+        raise OptionError(f"seed: got {seed!r}, expected a whole number from 0 to 2**63 - 1")
+    return int(seed)
+
+
 def check_declaration(technique: str, options: type[Options]) -> None:
     """Refuse options that could not be served everywhere.
 

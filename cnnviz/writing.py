@@ -59,7 +59,9 @@ class Kind:
         if place.exists() and not place.is_dir():
             raise SaveError(f"'{place}' is a file; give a folder")
         inside = sorted(path.name for path in place.iterdir()) if place.exists() else []
-        strange = [name for name in inside if not any(fnmatchcase(name, pattern) for pattern in self.owned)]
+        # What `write_file` left when it was killed belongs to the kind as well.
+        owned = [*self.owned, *(f".{pattern}-*" for pattern in self.owned)]
+        strange = [name for name in inside if not any(fnmatchcase(name, pattern) for pattern in owned)]
         if strange:
             told = f"'{place}' holds something else than {self.holds}: {strange[0]}"
             raise SaveError(f"{told}; give a new or an empty folder")

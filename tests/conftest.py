@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from safetensors.torch import load_file
+
+import cnnviz
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("cnnviz", deadline=None)
@@ -42,6 +45,19 @@ def data() -> Path:
     if os.environ.get("CNNVIZ_REQUIRE_DATA") == "1":
         pytest.fail(f"{told} (CNNVIZ_REQUIRE_DATA=1 makes this a failure)")
     pytest.skip(told)
+
+
+@pytest.fixture(scope="session")
+def vgg(data: Path) -> cnnviz.Model:
+    """VGG-16's trained features, without its head."""
+    import torchvision
+
+    with torch.device("meta"):
+        features = torchvision.models.vgg16().features
+    weights = load_file(data / "weights" / "vgg16_features.safetensors")
+    features.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    units = cnnviz.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return cnnviz.load_model(features.eval(), preprocess=units)
 
 
 @pytest.fixture

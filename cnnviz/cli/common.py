@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -135,12 +135,12 @@ def progress(label: str) -> Iterator[Bar]:
 
 
 @contextmanager
-def keeping(note: str) -> Iterator[None]:
-    """On Ctrl-C say what was kept, in place of nothing."""
+def keeping(note: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C say what was kept, where otherwise nothing is."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"cnnviz: interrupted; {note}", err=True)
+        typer.echo(f"cnnviz: interrupted; {note()}", err=True)
         sys.exit(INTERRUPTED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -88,31 +89,49 @@ def _run(
     loaded = load(model, weights, device)
     if paths:
         require_pictures(loaded, model)
-    place = out or Path("cnnviz-out") / technique.name
-    explainer = Explainer(loaded, technique.name, layer=layer or None, memory=memory, **options)
-    if technique.whole and technique.inputs == "each" and len(paths) > 1:
-        _one_by_one(explainer, paths, _targets(target or [], 1), seed, place, json=json)
+    place = Path("cnnviz-out") / technique.name
+    prepare = partial(Explainer, loaded, technique.name, layer=layer or None, memory=memory)
+    if technique.whole and technique.inputs == "each" and (len(paths) > 1 or any(map(Path.is_dir, images or []))):
+        pictures = out or place.with_name(f"{place.name}-pictures")
+        _one_by_one(prepare, options, paths, _targets(target or [], 1), seed, pictures, json=json)
         return
+    explainer = prepare(**options)
     with progress(technique.name) as bar:
         result = explainer(list(paths) or None, _targets(target or [], len(paths)), seed=seed, progress=bar.step)
-    _tell(result, loaded, paths, result.save(place), json=json)
+    _tell(result, loaded, paths, result.save(out or place), json=json)
 
 
-def _one_by_one(explainer: Explainer, paths: list[Path], target: Any, seed: int, place: Path, *, json: bool) -> None:
+def _one_by_one(
+    prepare: Callable[..., Explainer],
+    options: dict[str, Any],
+    paths: list[Path],
+    target: Any,
+    seed: int,
+    place: Path,
+    *,
+    json: bool,
+) -> None:
     """Work on pictures of any sizes, such as the frames of a film, and write each result as soon as it is there."""
+    explainer = prepare(**options)
+    checkpoint = options.get("checkpoint")
     names = _names(paths)
     made = PictureFolder(place, {name: str(path) for name, path in zip(names, paths, strict=True)})
     left_out: dict[str, str] = {}
-    with progress("") as bar, keeping(f"what was done is in {made.folder}"):
-        for number, (path, name) in enumerate(zip(paths, names, strict=True)):
-            bar.label(f"{number + 1} of {len(paths)}: {path.name}")
-            try:
-                result = explainer(path, target, seed=seed, progress=bar.step)
-            except InputError as error:
-                left_out[str(path)] = str(error)
-            else:
-                made.add(name, result)
-    made.finish(left_out)
+    with progress("") as bar, keeping(lambda: f"what was done is in {made.folder}"):
+        try:
+            for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+                bar.label(f"{number + 1} of {len(paths)}: {path.name}")
+                if checkpoint is not None:  # of each picture its own
+                    own = Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-{name}")
+                    explainer = prepare(**{**options, "checkpoint": str(own)})
+                try:
+                    result = explainer(path, target, seed=seed, progress=bar.step)
+                except InputError as error:
+                    left_out[str(path)] = str(error)
+                else:
+                    made.add(name, result)
+        finally:
+            made.finish(left_out)
     if len(left_out) == len(paths):
         raise InputError(f"nothing could be made of {len(paths)} images; {next(iter(left_out.values()))}")
     if json:
@@ -124,14 +143,17 @@ def _one_by_one(explainer: Explainer, paths: list[Path], target: Any, seed: int,
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Return what each picture's result is called: as the picture, by as little of its path as tells it from others."""
-    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    stems = ["-".join(path.absolute().relative_to(root).with_suffix("").parts) for path in paths]
+    """Return what each picture's result is called, no two alike: as the picture, by as much of its path as it takes."""
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  # resolve() would follow links
+    root = Path(os.path.commonpath([path.parent for path in absolute]))
+    stems = ["-".join(path.relative_to(root).with_suffix("").parts) for path in absolute]
     counts = Counter(stems)
-    return [
-        stem if counts[stem] == 1 else f"{stem}{path.suffix.replace('.', '-')}"
-        for stem, path in zip(stems, paths, strict=True)
-    ]
+    names: dict[str, None] = {}
+    for stem, path in zip(stems, absolute, strict=True):
+        wanted = stem if counts[stem] == 1 else f"{stem}{path.suffix.replace('.', '-')}"
+        others = (f"{wanted}-{number}" for number in itertools.count(2))
+        names[next(name for name in itertools.chain([wanted], others) if name not in names)] = None
+    return list(names)
 
 
 def _targets(texts: list[str], images: int) -> Any:

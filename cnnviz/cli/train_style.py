@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ..synthesis import StyleTraining, train_style
+from ..synthesis.train import CHECKPOINT, NETWORK
 from .common import (
     DeviceOption,
     ImagesArgument,
@@ -41,10 +42,14 @@ def _run(
     json: JsonOption = False,
 ) -> None:
     loaded = load(model, weights, device)
-    kept = f"the same command goes on from the last checkpoint in {out}"
+
+    def kept() -> str:
+        there = (out / CHECKPOINT).exists()
+        return f"the same command goes on from the last step in {out}" if there else "nothing was written"
+
     with progress("train-style") as bar, keeping(kept):
         made = train_style(loaded, images, out, seed=seed, memory=memory, progress=bar.step, **options)
-    network = made.folder / "style.safetensors"
+    network = made.folder / NETWORK
     if json:
         show_json({"network": str(network), "left_out": made.left_out, **made.network.about})
         return

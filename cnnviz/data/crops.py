@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +19,7 @@ from ..errors import InputError
 from ..render import to_tensor
 from .images import open_image
 
-_TRIES = 20
-_AHEAD = 2  # batches that are made ready for each thread
+_AHEAD = 2  # crops that are made ready for each thread
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,23 @@ class Crops:
     seed: int
 
     def __call__(self, n: int) -> Crop:
-        """Return the n-th crop; of another file, drawn at random, where the one whose turn it is cannot be read.
+        """Return the n-th crop; of the next file that can be read, where the one whose turn it is cannot.
 
         Raises:
-            InputError: many files were tried and none could be read.
+            InputError: no file can be read.
         """
         draws = torch.Generator().manual_seed(_mixed(self.seed, n))
-        epoch, place = divmod(n, len(self.paths))
-        number = int(_order(len(self.paths), _mixed(self.seed, -1 - epoch))[place])
+        count = len(self.paths)
+        epoch, place = divmod(n, count)
+        order = _order(count, _mixed(self.seed, -1 - epoch))
         left_out: dict[Path, str] = {}
-        for _ in range(_TRIES):
-            path = self.paths[number]
+        for further in range(count):
+            path = self.paths[int(order[(place + further) % count])]
             try:
                 return Crop(self._cut(open_image(path), draws), left_out)
             except InputError as error:
                 left_out[path] = str(error)
-            number = int(torch.randint(len(self.paths), (), generator=draws))
-        raise InputError(f"none of {len(left_out)} images that were tried can be read; {next(iter(left_out.values()))}")
+        raise InputError(f"none of {count} images can be read; {next(iter(left_out.values()))}")
 
     def _cut(self, image: Image.Image, draws: torch.Generator) -> Tensor:
         share, down, across, mirrored = torch.rand(4, generator=draws).tolist()
@@ -91,7 +91,7 @@ class Crops:
                 return [pool.submit(self, batch * count + i) for i in range(count)]
 
             numbers = iter(range(start, stop))
-            waiting = deque(map(begun, islice(numbers, _AHEAD * threads)))
+            waiting = deque(map(begun, islice(numbers, 1 + math.ceil(_AHEAD * threads / count))))
             try:
                 while waiting:
                     crops = [future.result() for future in waiting.popleft()]

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import targets
-from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
+from ..errors import InputError, LayerError, ModelError, PluginError, TargetError
 from ..explanation import Explanation, Gallery, Provenance
 from ..memory import parse_memory
 from ..models import Lender, Model, differs_in_training, find_module, fingerprint
-from ..options import make_options
+from ..options import check_seed, make_options
 from ..registry import Offer, techniques
 from ..request import Progress, Request
 from ..technique import Technique
@@ -193,7 +193,7 @@ class Explainer:
                     target, None if samples is None else len(samples), self.model.labels if self.model else None
                 ),
                 layers=self._layers,
-                seed=_seed(seed),
+                seed=check_seed(seed),
                 memory=self.memory,
                 progress=progress,
             )
@@ -266,9 +266,3 @@ def _described(model: Any) -> Model | None:
         return Model(model)
     hint = "; load it with cnnviz.load_model(name)" if isinstance(model, str) else ""
     raise ModelError(f"model: got {targets.describe(model)}, expected an nn.Module or a cnnviz.Model{hint}")
-
-
-def _seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**63:
-        raise OptionError(f"seed: got {seed!r}, expected a whole number from 0 to 2**63 - 1")
-    return int(seed)

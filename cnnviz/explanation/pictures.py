@@ -20,8 +20,8 @@ MANIFEST: Final = "pictures.json"
 class PictureFolder:
     """A folder of pictures that techniques made, named after what they were made of.
 
-    A result that is one picture is ``NAME.png``, with its provenance in the text chunk "cnnviz"; any other is a folder
-    NAME, as `Explanation.save` writes it. ``pictures.json`` says which was made of what.
+    A result that is one picture and nothing else is ``NAME.png``, with its provenance in the text chunk "cnnviz"; any
+    other is a folder NAME, as `Explanation.save` writes it. ``pictures.json`` says which was made of what.
 
     Attributes:
         folder: its absolute path.
@@ -37,15 +37,12 @@ class PictureFolder:
         Raises:
             SaveError: the folder holds something else, or cannot be written.
         """
-        place = Path(folder).expanduser()
-        try:
-            known = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["pictures"]
-        except (OSError, ValueError, KeyError, TypeError):
-            known = {}
-        owned = [MANIFEST, *known, *(f"{name}.png" for name in known)] if known else []
-        self.folder = Kind("pictures made by cnnviz", tuple(map(_literal, owned))).check(place)
-        self._sources = {**known, **sources}
-        self.finish({})
+        self._made = _known(Path(folder).expanduser() / MANIFEST)
+        self._sources = sources
+        owned = [MANIFEST, *self._made, *(f"{name}.png" for name in self._made)] if self._made else []
+        self.folder = Kind("pictures made by cnnviz", tuple(map(_literal, owned))).check(folder)
+        # Before the first, so that the folder is known again after an interruption.
+        self._tell({**self._made, **sources}, {})
 
     def add(self, name: str, result: Explanation) -> None:
         """Write a result.
@@ -53,19 +50,36 @@ class PictureFolder:
         Raises:
             SaveError: it cannot be written.
         """
-        if not isinstance(result, Gallery) or len(result.images) != 1:
+        if (
+            not isinstance(result, Gallery)
+            or len(result.images) != 1
+            or result.tensors().keys() & {"history", "values"}
+        ):
             result.save(self.folder / name)
-            return
-        about = PngInfo()
-        about.add_itxt("cnnviz", json.dumps(result.provenance and result.provenance.to_json()))
-        file = io.BytesIO()
-        render.to_pil(result.images[0]).save(file, "PNG", pnginfo=about)
-        write_file(self.folder / f"{name}.png", file.getvalue())
+        else:
+            about = PngInfo()
+            about.add_itxt("cnnviz", json.dumps(result.provenance and result.provenance.to_json()))
+            file = io.BytesIO()
+            render.to_pil(result.images[0]).save(file, "PNG", pnginfo=about)
+            write_file(self.folder / f"{name}.png", file.getvalue())
+        self._made[name] = self._sources[name]
 
     def finish(self, left_out: Mapping[str, str]) -> None:
-        """Write down what was made of what, and what could not be read, and why."""
-        told = {"pictures": self._sources, "left_out": dict(left_out)}
+        """Write down what was made of what, and what could not be, and why."""
+        self._tell(self._made, left_out)
+
+    def _tell(self, pictures: Mapping[str, str], left_out: Mapping[str, str]) -> None:
+        told = {"pictures": dict(pictures), "left_out": dict(left_out)}
         write_file(self.folder / MANIFEST, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def _known(manifest: Path) -> dict[str, str]:
+    """Return what a folder's pictures were made of, by name; nothing where there is no manifest."""
+    try:
+        known = json.loads(manifest.read_text(encoding="utf-8"))["pictures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _literal(name: str) -> str:

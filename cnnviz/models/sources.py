@@ -23,7 +23,7 @@ _WEIGHTS: Final = "mobilenet_v2.safetensors"
 
 
 def load_model(
-    name: str | nn.Module | Model | None = None,
+    name: str | Path | nn.Module | Model | None = None,
     *,
     weights: str | Path | None = "DEFAULT",
     preprocess: Preprocess | None = None,
@@ -63,6 +63,7 @@ def load_model(
             labels=made.labels if labels is None else tuple(labels),
             input_size=made.input_size if preprocess is None else None,
         )
+    name = str(name) if isinstance(name, Path) else name
     if name is not None and not isinstance(name, str):
         raise ModelError(f"model: got {type(name).__name__}, expected a name, an nn.Module or a cnnviz.Model")
     if weights is not None and str(weights) != "DEFAULT" and not Path(weights).is_file():

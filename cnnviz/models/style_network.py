@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError, SaveError
+from ..errors import InputError, ModelError, SaveError
 from ..writing import write_file
 
 _FORMAT: Final = "cnnviz-style-network-1"
@@ -75,10 +74,16 @@ class StyleNetwork(nn.Module):
 
         Returns:
             (N, 3, H, W) in [0, 1].
+
+        Raises:
+            InputError: a mixture of another number of styles, or of pictures.
         """
+        count = len(self.styles)
         if mix is None:
-            mix = functional.one_hot(torch.zeros((), dtype=torch.long, device=x.device), len(self.styles))
-        shares = mix.to(x).reshape(-1, len(self.styles))
+            mix = functional.one_hot(torch.zeros((), dtype=torch.long, device=x.device), count)
+        shares = mix.to(x)[None] if mix.dim() == 1 else mix.to(x)
+        if shares.dim() != 2 or shares.shape[1] != count or shares.shape[0] not in (1, x.shape[0]):
+            raise InputError(f"mix: got {tuple(mix.shape)}, expected ({count},), or (N, {count}) for N pictures")
         maps = x
         for layer in self.shrinking:
             maps = layer(maps, shares).relu_()
@@ -149,7 +154,8 @@ class StyleNetwork(nn.Module):
         """Write the network as ONNX, for any number and size of pictures.
 
         It takes `picture`, (N, 3, H, W) in [0, 1], and `mix`, the share of each style, (1, S); it gives `painting`,
-        (N, 3, H, W). Needs the extra `onnx`.
+        (N, 3, H, W). Needs the extra `onnx`. No other thread may run a model meanwhile, since torch's exporter changes
+        modules of the whole process while it traces.
 
         Raises:
             ModelError: onnx or onnxscript is not installed.
@@ -192,7 +198,8 @@ class _Layer(nn.Module):
 
     def normalised(self, maps: Tensor, shares: Tensor) -> Tensor:
         """Give each map the mean and the deviation that the styles want."""
-        scale, shift = shares @ self.scale, shares @ self.shift
+        # No matrix product, which would be of half precision under autocast.
+        scale, shift = ((shares[:, :, None] * each).sum(1) for each in (self.scale, self.shift))
         count, channels = maps.shape[:2]
         if len(shares) == 1:
             return functional.group_norm(maps, channels, scale[0], shift[0])
@@ -214,17 +221,19 @@ class _Growing(_Layer):
     def forward(self, x: Tensor, shares: Tensor) -> Tensor:
         """Return maps of twice the size."""
         height, width = x.shape[2:]
-        kernels = torch.einsum("atj,buk,oijk->aboitu", _SUMS.to(x), _SUMS.to(x), self.convolution.weight.to(x))
         around = functional.pad(x, (1, 1, 1, 1), mode="replicate")
         quarters = [
-            functional.conv2d(around[:, :, a : a + height + 1, b : b + width + 1], kernels[a, b])
-            for a, b in product((0, 1), repeat=2)
+            functional.conv2d(around[:, :, a : a + height + 1, b : b + width + 1], kernel)
+            for a, rows in enumerate(_halves(self.convolution.weight, 2))
+            for b, kernel in enumerate(_halves(rows, 3))
         ]
         return self.normalised(functional.pixel_shuffle(torch.stack(quarters, 2).flatten(1, 2), 2), shares)
 
 
-_SUMS: Final = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-"""For the first and the second of two pixels that one became: which of three weights fall on each of two pixels."""
+def _halves(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return what three weights are for the first, and for the second, of two pixels that one became: two weights."""
+    before, here, after = kernel.unbind(dim)
+    return torch.stack((before, here + after), dim), torch.stack((before + here, after), dim)
 
 
 class _Residual(nn.Module):

@@ -29,7 +29,7 @@ def style_layers(model: nn.Module, picture: Tensor, named: Sequence[str] = ()) -
             which for VGG are Gatys' relu1_1 to relu5_1, as far as its units see no more than the picture.
 
     Raises:
-        LayerError: a layer that was named sees more than the picture, or no layer sees so little.
+        LayerError: a layer that was named sees more than the picture or was named twice, or no layer sees so little.
     """
     called = described(model, picture)
     # A name alone is the module's last call.
@@ -40,6 +40,9 @@ def style_layers(model: nn.Module, picture: Tensor, named: Sequence[str] = ()) -
         field = fields[name]
         return field is not None and field.size[0] <= size[0] and field.size[1] <= size[1]
 
+    twice = next((name for name in named if list(named).count(name) > 1), None)
+    if twice is not None:
+        raise LayerError(f"style layer '{twice}' is named twice; give it more weight instead")
     wanted = list(named) or [group[0].name for group in by_size(called)[:_SIZES]]
     unfit = [name for name in wanted if name in fields and not fits(name)]
     if unfit and (named or len(unfit) == len(wanted)):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
@@ -19,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import render
-from ..data import Crops, find_images, open_image
-from ..errors import InputError, ModelError, OptionError
+from ..data import Crops, find_images
+from ..errors import InputError, ModelError, OptionError, SaveError
 from ..memory import Batches, batch_size, parse_memory
-from ..models import Lender, Model, StyleNetwork, survey, telling
-from ..options import Field, ImageOption, ImagesOption, Options, make_options
+from ..models import Lender, Model, StyleNetwork, know_calls, survey, telling
+from ..options import Field, ImageOption, ImagesOption, Options, check_seed, make_options
 from ..request import Progress, unwatched
 from ..version import __version__
 from ..writing import Kind, write_file
@@ -40,7 +38,9 @@ LOG: Final = "log.csv"
 SAMPLES: Final = "samples"
 FOLDER: Final = Kind("a training of styles", (NETWORK, CHECKPOINT, LOG, SAMPLES))
 _SAMPLES = 3
-_SAMPLE_SIDE = 256
+_SAMPLE_SIDE = 512
+_TILE = 256
+_LEAST = 8  # pixels, for a style network
 
 
 class StyleTraining(Options):
@@ -110,7 +110,7 @@ def train_style(
             network is trained on its device.
         images: image files, or folders of them; those that cannot be read are left out.
         out: folder for the network, ``style.safetensors``, a checkpoint every 15 seconds, ``log.csv`` and samples. A
-            training that was interrupted there is continued with the bits that it would have had.
+            training that was interrupted there is continued; on a CPU it ends with the bits that it would have had.
         seed: of the network's first weights and of the crops.
         memory: budget in bytes, or as "2GiB"; 1 GiB by default. A batch that needs more is taken in parts.
         progress: called with steps done and their total; may raise to cancel.
@@ -120,7 +120,7 @@ def train_style(
         A `TrainedStyle`.
 
     Raises:
-        OptionError: an unknown or malformed option, or weights without any sum.
+        OptionError: an unknown or malformed option or seed, or weights without any sum.
         InputError: no image can be read, a style image shows nothing, or the loss is no longer finite.
         LayerError: a layer that does not exist, or that cannot be matched.
         ModelError: a model without maps, or that takes no colour pictures.
@@ -130,7 +130,7 @@ def train_style(
     assert isinstance(wanted, StyleTraining)
     described = model if isinstance(model, Model) else Model(model)
     paths = find_images([images] if isinstance(images, (str, Path)) else images)
-    folder = FOLDER.check(out)
+    folder, seed = FOLDER.check(out), check_seed(seed)
     lender = Lender(described.module)
     with torch.inference_mode(False), torch.enable_grad(), lender.borrow() as replica:
         ready = replace(described, module=replica)
@@ -161,11 +161,12 @@ class _Training:
             raise OptionError("options 'content_weight' and 'style_weight' are both 0; give one of them a weight")
         self.crops = Crops(paths, options.size, seed)
         self.names = _names(options.styles)
-        self.pictures = [self._style_picture(image) for image in options.styles]
+        self.pictures = [_sized(image, options.style_size, "styles").to(self.device) for image in options.styles]
         self.layers, self.styles = self._wanted()
         example = self.units.normalise(torch.zeros(1, 3, options.size, options.size)).to(self.device, model.dtype)
         with telling(model.name, example):
             known = lender.survey(example)
+        know_calls(model.module, known.counts if known.fixed else {})
         # For VGG-16 it is relu3_3, as in Johnson 2016.
         self.kept = options.content_layers or (by_size(known.layers)[-3:][0][-1].name,)
         with torch.device("meta"):
@@ -182,34 +183,45 @@ class _Training:
         self.checkpoint = Checkpoint(folder / CHECKPOINT, self._identity(lender, memory))
         self.done = 0
         self.seconds = 0.0
-        self.lines: list[dict[str, float]] = []
         self.left_out: dict[str, str] = {}
 
     def run(self, progress: Progress) -> None:
         """Take all steps that are left."""
         options = self.options
+        samples = self._samples()
         if (kept := self.checkpoint.state("training")) is not None:
             self._restore(kept)
-        samples = self._samples()
+        log = _Log(self.folder / LOG, self.done)
         since: list[Tensor] = []
         batches = self.crops.batches(options.batch, self.done, options.steps, threads=options.threads)
         with closing(batches):
             begun = time.monotonic() - self.seconds
             for crops, left_out in batches:
                 self.left_out |= {str(path): why for path, why in left_out.items()}
-                since.append(self._step(crops))
+                try:
+                    since.append(self._losses(crops))
+                except KeyboardInterrupt:  # nothing has changed since the step before
+                    self._keep(True)
+                    raise
+                self.scaler.step(self.optimiser)
+                self.scaler.update()
+                self.optimiser.zero_grad()
                 self.done += 1
                 last = self.done == options.steps
                 self.seconds = time.monotonic() - begun
                 if last or self.done % options.log_every == 0:
-                    self._log(since)
+                    log.add(self.done, torch.stack(since).mean(0).tolist(), self.seconds)
                     since.clear()
                 if last or self.done % options.sample_every == 0:
                     self._show(samples)
                 advance(self.done, options.steps, progress, self._keep)
 
-    def _step(self, crops: Tensor) -> Tensor:
-        """Take a step; return the mean loss and its parts: style, content, total variation."""
+    def _losses(self, crops: Tensor) -> Tensor:
+        """Take the slopes of the loss; return its mean and its parts: style, content, total variation.
+
+        Raises:
+            InputError: it is not finite.
+        """
         x = crops.to(self.device)
         count, options = len(x), self.options
         turns = [(self.done * count + i) % len(self.styles) for i in range(count)]
@@ -226,7 +238,7 @@ class _Training:
                     content_layers=[(name, 1 / len(self.kept)) for name in self.kept],
                 )
                 mix = functional.one_hot(torch.tensor(turn, device=self.device), len(self.styles))
-                painted = self.network(piece, mix)
+                painted = self.network(piece, mix).float()
                 style, content, _ = loss.parts(self.units.normalise(painted).to(self.model.dtype))
                 variation = total_variation(painted)
             parts = torch.stack([each.float().sum() for each in (style, content, variation)]) / count
@@ -239,25 +251,13 @@ class _Training:
         made = self.batches.run(count, self.at_once, part)
         for parameter, *slopes in zip(parameters, *(slopes for slopes, _ in made), strict=True):
             parameter.grad = torch.stack(slopes).sum(0) if len(slopes) > 1 else slopes[0]
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad()
-        return torch.stack([told for _, told in made]).sum(0)
-
-    def _log(self, since: list[Tensor]) -> None:
-        total, style, content, variation = torch.stack(since).mean(0).tolist()
-        if not math.isfinite(total):
+        told = torch.stack([told for _, told in made]).sum(0).cpu()
+        if not bool(torch.isfinite(told).all()):
             raise InputError(
-                f"the loss is {total} at step {self.done}; delete '{self.folder}' and begin anew with a smaller "
-                "step_size, or with precision='float32'"
+                f"the loss is {float(told[0])} at step {self.done + 1}; what was trained until then is in "
+                f"'{self.folder}'; begin anew elsewhere with a smaller step_size, or with precision='float32'"
             )
-        told = {"loss": total, "style": style, "content": content, "total_variation": variation}
-        self.lines.append({"step": self.done, **told, "seconds": round(self.seconds, 3)})
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(self.lines[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.lines)
-        write_file(self.folder / LOG, text.getvalue())
+        return told
 
     def _show(self, samples: list[Tensor]) -> None:
         """Write the network as it is, and the sample pictures in each style."""
@@ -268,24 +268,21 @@ class _Training:
         for sample in samples:
             with torch.no_grad(), self._arithmetic():
                 shown += [sample, *(self.network(sample, mix).float() for mix in mixes)]
-        tiles = [ImageOps.fit(render.to_pil(picture[0]), (_SAMPLE_SIDE, _SAMPLE_SIDE)) for picture in shown]
+        tiles = [ImageOps.fit(render.to_pil(picture[0]), (_TILE, _TILE)) for picture in shown]
         file = io.BytesIO()
         render.grid(tiles, columns=1 + len(self.styles), gap=4).save(file, "PNG")
         write_file(self.folder / SAMPLES / f"step-{self.done:07d}.png", file.getvalue())
 
     def _samples(self) -> list[Tensor]:
         """Return the pictures that are painted now and then, (1, 3, h, w) each."""
-        given = [image.values.float() for image in self.options.samples]
-        for path in self.crops.paths if not given else ():
+        side = min(2 * self.options.size, _SAMPLE_SIDE)
+        made = [_sized(image, side, "samples") for image in self.options.samples]
+        for path in self.crops.paths if not made else ():
             with suppress(InputError):
-                given.append(render.to_tensor(open_image(path)))
-            if len(given) == _SAMPLES:
+                made.append(_sized(ImageOption(path), side, "samples"))
+            if len(made) == _SAMPLES:
                 break
-        return [_sized(values[None], 2 * self.options.size).to(self.device) for values in given]
-
-    def _style_picture(self, image: ImageOption) -> Tensor:
-        """Return a style image in [0, 1], (1, 3, h, w)."""
-        return _sized(image.values[None].float(), self.options.style_size).to(self.device)
+        return [picture.to(self.device) for picture in made]
 
     def _wanted(self) -> tuple[list[tuple[str, float]], list[Style]]:
         """Return style layers with their weights, and the styles."""
@@ -302,13 +299,14 @@ class _Training:
             return made
         if self.device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        with torch.cuda.device(self.device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision == torch.float32 else torch.autocast(self.device.type, self.precision)
 
     def _identity(self, lender: Lender, memory: int) -> dict[str, Any]:
-        aside = {"steps", "samples", "sample_every", "log_every", "threads"}
+        aside = {"steps", "samples", "sample_every", "log_every", "threads", "precision"}
         files = [(path.name, path.stat().st_size) for path in self.crops.paths]
         return {
             **self.options.model_dump(mode="json", exclude=aside),
@@ -316,6 +314,8 @@ class _Training:
             "images": hashlib.sha256(repr(files).encode()).hexdigest()[:16],
             "seed": self.seed,
             "memory": memory,
+            "device": self.device.type,
+            "precision": str(self.precision),
         }
 
     def _about(self) -> dict[str, Any]:
@@ -342,7 +342,6 @@ class _Training:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "lines": self.lines,
             "left_out": self.left_out,
         }
 
@@ -351,7 +350,7 @@ class _Training:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
-        self.lines, self.left_out = state["lines"], state["left_out"]
+        self.left_out = state["left_out"]
         self.network.about = self._about()
 
 
@@ -364,7 +363,33 @@ def _names(images: Sequence[ImageOption]) -> list[str]:
     return names
 
 
-def _sized(picture: Tensor, longer: int) -> Tensor:
-    """Return a picture, (1, 3, h, w), whose longer side is so many pixels."""
-    scale = longer / max(picture.shape[2:])
-    return render.resize(picture, [max(1, round(side * scale)) for side in picture.shape[2:]]).clamp(0, 1)
+def _sized(image: ImageOption, longer: int, option: str) -> Tensor:
+    """Return a picture in [0, 1], (1, 3, h, w), whose longer side is so many pixels."""
+    picture = image.values[None].float()
+    size = [round(side * longer / max(picture.shape[2:])) for side in picture.shape[2:]]
+    if picture.shape[1] != 3 or min(size) < _LEAST:
+        longest = f"at most {longer // _LEAST} times as long as wide"
+        raise InputError(f"option '{option}': got a picture {tuple(picture.shape[1:])}, expected (3, h, w), {longest}")
+    return render.resize(picture, size).clamp(0, 1)
+
+
+class _Log:
+    """A CSV file to which lines are added; what a training that was interrupted wrote beyond its checkpoint goes."""
+
+    _COLUMNS = ("step", "loss", "style", "content", "total_variation", "seconds")
+
+    def __init__(self, path: Path, done: int) -> None:
+        self._path = path
+        lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
+        # The last one may have been cut off.
+        kept = [line for line in lines if line.count(",") == len(self._COLUMNS) - 1 and line.endswith("\n")]
+        kept = [line for line in kept if int(line.partition(",")[0]) <= done]
+        write_file(path, "".join([",".join(self._COLUMNS) + "\n", *kept]))
+
+    def add(self, step: int, losses: list[float], seconds: float) -> None:
+        """Add a line."""
+        try:
+            with self._path.open("a") as file:
+                file.write(",".join(map(str, (step, *losses, round(seconds, 3)))) + "\n")
+        except OSError as error:
+            raise SaveError(f"'{self._path}' cannot be written ({error.strerror})") from error

@@ -88,6 +88,36 @@ def test_frames_become_files_of_their_names(run: Run, here: Path, trained: str) 
     assert run(*command)[0] == 0, "what was painted before is replaced"
 
 
+def test_no_two_pictures_get_one_name(run: Run, here: Path, trained: str) -> None:
+    places = [here / "frames" / name for name in ("b-1.png", "1.jpg", "1-png.webp", "1.png", "b/1.png")]
+    for place in places:
+        Image.new("RGB", (16, 16)).save(place)
+    (here / "other").mkdir()
+    Image.new("RGB", (16, 16)).save(here / "other" / "1.png")
+    named = [str(place) for place in places] + ["frames/../other/1.png"]
+    assert run("explain", "fast-style", *named, "--model", trained, "--out", "painted")[0] == 0
+    made = sorted(path.name for path in (here / "painted").glob("*.png"))
+    assert len(made) == len(named)
+    assert sorted(json.loads((here / "painted" / "pictures.json").read_text())["pictures"].values()) == sorted(named)
+
+
+def test_a_folder_of_one_frame_is_a_folder_of_pictures(run: Run, here: Path, trained: str) -> None:
+    Image.new("RGB", (16, 16)).save(here / "frames" / "b" / "1.png")
+    (here / "frames" / "b" / "1.jpg").unlink()
+    command = ("explain", "fast-style", "--model", trained)
+    assert run(*command, "frames/b")[0] == 0
+    assert (here / "cnnviz-out" / "fast-style-pictures" / "1.png").is_file()
+    assert run(*command, "frames/b/1.png")[0] == 0, "its folder is another one"
+
+
+def test_each_picture_has_a_checkpoint_of_its_own(run: Run, here: Path) -> None:
+    options = ("--steps", "1", "--octaves", "1", "--jitter", "0", "--layer", "1", "--checkpoint", "dream.safetensors")
+    code, _, err = run("explain", "deep-dream", "frames/1.png", "frames/2.jpg", *MODEL, *options, "--out", "dreams")
+    assert code == 0, err
+    assert sorted(path.name for path in here.glob("dream-*")) == ["dream-1.safetensors", "dream-2.safetensors"]
+    assert cnnviz.load(here / "dreams" / "1").tensors()["history"].shape == (1, 1), "nothing of a result is lost"
+
+
 def test_the_frames_themselves_are_never_written_over(run: Run, here: Path, trained: str) -> None:
     before = {path: path.read_bytes() for path in (here / "frames").rglob("*.*")}
     code, _, err = run("explain", "fast-style", "frames", "--model", trained, "--out", "frames")
@@ -146,7 +176,7 @@ def test_an_interrupted_training_goes_on(here: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on from the last checkpoint in ramp" in err
+    assert "interrupted; the same command goes on from the last step in ramp" in err
     assert "Traceback" not in err
     done = int((here / "ramp" / "log.csv").read_text().splitlines()[-1].partition(",")[0])
     assert done >= 5

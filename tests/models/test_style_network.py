@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import cnnviz
-from cnnviz import ModelError, SaveError
+from cnnviz import InputError, ModelError, SaveError
 from cnnviz.synthesis import StyleNetwork
 from tests.reference import style_network as twin
 
@@ -56,6 +56,12 @@ def test_the_first_style_is_taken_where_none_is_named() -> None:
     assert torch.equal(net(x), net(x, torch.tensor([1.0, 0.0])))
 
 
+@pytest.mark.parametrize("shape", [(3,), (4,), (2, 3), (3, 2), (1, 1, 2), ()])
+def test_a_mixture_of_other_styles_or_pictures_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected \(2,\), or \(N, 2\) for N pictures"):
+        network()(picture(16, 16, 2), torch.zeros(shape))
+
+
 def test_what_is_even_stays_even() -> None:
     """Enlarging leaves no checkerboard: a picture of one colour is painted in one colour."""
     made = network()(picture(1, 1).expand(1, 3, 32, 24))
@@ -78,7 +84,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_file_is_a_model_for_techniques(tmp_path: Path) -> None:
     net = network(dtype=torch.float32)
-    model = cnnviz.load_model(str(net.save(tmp_path / "waves.safetensors")))
+    model = cnnviz.load_model(net.save(tmp_path / "waves.safetensors"))
     assert (model.name, model.input_size) == ("waves", None)
     x = picture(16, 20, dtype=torch.float32)
     assert torch.equal(model.module(x), net(x))

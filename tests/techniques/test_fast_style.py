@@ -68,7 +68,13 @@ def test_half_precision_networks_paint(net: StyleNetwork) -> None:
         (nn.Conv2d(3, 3, 3).eval(), {}, 24, ModelError, "got Conv2d, expected a network that cnnviz train-style wrote"),
         (network(dtype=torch.float32), {"style_weights": (1, 1, 1)}, 24, OptionError, "expected 2 numbers .* style 1"),
         (network(dtype=torch.float32), {"style_weights": (0, 0)}, 24, OptionError, "got 0.0, 0.0, expected 2 numbers"),
-        (network(dtype=torch.float32), {"style_weights": (-1, 2)}, 24, OptionError, "'style_weights' of 'fast-style'"),
+        (
+            network(dtype=torch.float32),
+            {"style_weights": (1e39, 2)},
+            24,
+            OptionError,
+            "'style_weights' of 'fast-style'",
+        ),
         (network(dtype=torch.float32), {}, 7, InputError, "7 x 7 pixels; give one of 8 x 8 or more"),
     ],
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import cnnviz
@@ -22,17 +22,9 @@ def net() -> SmallNet:
 
 
 @pytest.fixture(scope="module")
-def shallow(data: Path) -> cnnviz.Model:
+def shallow(vgg: cnnviz.Model) -> cnnviz.Model:
     """VGG-16's trained layers up to relu3_1."""
-    import torchvision
-
-    with torch.device("meta"):
-        features = torchvision.models.vgg16().features[:12]
-    weights = load_file(data / "weights" / "vgg16_features.safetensors")
-    kept = {name: value.float() for name, value in weights.items() if int(name.partition(".")[0]) < 12}
-    features.load_state_dict(kept, assign=True)
-    units = cnnviz.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return cnnviz.load_model(features.eval(), preprocess=units)
+    return replace(vgg, module=vgg.module[:12])
 
 
 def stripes(height: int = 32, width: int = 32) -> Tensor:

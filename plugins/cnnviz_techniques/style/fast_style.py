@@ -18,7 +18,7 @@ _LEAST = 8  # pixels
 class FastStyleOptions(Options):
     """Options of `fast-style`."""
 
-    style_weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+    style_weights: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
         (), description="weight of each style that the network knows, which are mixed; the first alone by default"
     )
     colours: Literal["style", "luminance"] = Field(
@@ -63,9 +63,9 @@ def _mixed(network: StyleNetwork, weights: tuple[float, ...]) -> tuple[torch.Ten
             f"option 'style_weights': got {', '.join(map(str, given))}, expected {len(names)} numbers with a sum above "
             f"0, one for each of {', '.join(names)}"
         )
-    shares = torch.tensor(given) / sum(given)
-    told = [f"{name} {share:.0%}" for name, share in zip(names, shares.tolist(), strict=True) if share]
-    return shares, ", ".join(told) if len(told) > 1 else told[0].rpartition(" ")[0]
+    shares = [weight / sum(given) for weight in given]
+    told = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True) if share]
+    return torch.tensor(shares), ", ".join(told) if len(told) > 1 else told[0].rpartition(" ")[0]
 
 
 @hookimpl
