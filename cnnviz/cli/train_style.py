@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ..synthesis import StyleTraining, train_style
-from ..synthesis.train import CHECKPOINT, NETWORK
+from ..synthesis.training import CHECKPOINT, NETWORK
 from .common import (
     DeviceOption,
     ImagesArgument,

@@ -11,7 +11,8 @@ from .regularisers import blur, clip_gradients, clip_pixels, p_norm, total_varia
 from .run import synthesise
 from .style import Style, StyleLoss, layer_shares, style_layers
 from .tiles import fitting, tiled
-from .train import StyleTraining, TrainedStyle, train_style
+from .train import TrainedStyle, train_style
+from .training import StyleTraining
 from .transforms import affine, jitter
 
 __all__ = [

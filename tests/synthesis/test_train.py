@@ -190,7 +190,7 @@ def test_a_batch_in_parts_is_the_whole_batch(
             return made
 
     monkeypatch.setattr(torch.optim, "Adam", Noting)
-    monkeypatch.setattr(cnnviz.synthesis.train, "Batches", Counting)
+    monkeypatch.setattr(cnnviz.synthesis.training, "Batches", Counting)
     for memory in ("1GiB", "8MiB"):
         trained(model, images, style, tmp_path / memory, memory=memory, batch=4, steps=1, size=96, width=8)
     assert parts == [1, 4]
