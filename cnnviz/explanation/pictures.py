@@ -37,12 +37,12 @@ class PictureFolder:
         Raises:
             SaveError: the folder holds something else, or cannot be written.
         """
-        self._made = _known(Path(folder).expanduser() / MANIFEST)
+        known = _known(Path(folder).expanduser() / MANIFEST)
+        self._made = known or {}
         self._sources = sources
-        owned = [MANIFEST, *self._made, *(f"{name}.png" for name in self._made)] if self._made else []
+        self._begun = False
+        owned = [] if known is None else [MANIFEST, *known, *(f"{name}.png" for name in known)]
         self.folder = Kind("pictures made by cnnviz", tuple(map(_literal, owned))).check(folder)
-        # Before the first, so that the folder is known again after an interruption.
-        self._tell({**self._made, **sources}, {})
 
     def add(self, name: str, result: Explanation) -> None:
         """Write a result.
@@ -50,6 +50,9 @@ class PictureFolder:
         Raises:
             SaveError: it cannot be written.
         """
+        if not self._begun:  # so that the folder is known again after it was killed
+            self._tell({**self._made, **self._sources}, {})
+            self._begun = True
         if (
             not isinstance(result, Gallery)
             or len(result.images) != 1
@@ -65,21 +68,22 @@ class PictureFolder:
         self._made[name] = self._sources[name]
 
     def finish(self, left_out: Mapping[str, str]) -> None:
-        """Write down what was made of what, and what could not be, and why."""
-        self._tell(self._made, left_out)
+        """Write down what was made of what, and what could not be, and why; nothing if nothing was made."""
+        if self._begun:
+            self._tell(self._made, left_out)
 
     def _tell(self, pictures: Mapping[str, str], left_out: Mapping[str, str]) -> None:
         told = {"pictures": dict(pictures), "left_out": dict(left_out)}
         write_file(self.folder / MANIFEST, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
-def _known(manifest: Path) -> dict[str, str]:
-    """Return what a folder's pictures were made of, by name; nothing where there is no manifest."""
+def _known(manifest: Path) -> dict[str, str] | None:
+    """Return what a folder's pictures were made of, by name; None where there is no manifest."""
     try:
         known = json.loads(manifest.read_text(encoding="utf-8"))["pictures"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return known if isinstance(known, dict) else {}
+        return None
+    return known if isinstance(known, dict) else None
 
 
 def _literal(name: str) -> str:

@@ -154,6 +154,7 @@ def test_bad_input_is_one_line(run: Run, here: Path, arguments: list[str], told:
     assert (code, out) == (2, "")
     assert told in err
     assert err.count("\n") == 1
+    assert not (here / "cnnviz-out").exists()
 
 
 def test_help_shows_options_and_bounds(run: Run) -> None:
