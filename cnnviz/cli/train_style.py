@@ -45,7 +45,7 @@ def _run(
 
     def kept() -> str:
         there = (out / CHECKPOINT).exists()
-        return f"the same command goes on from the last step in {out}" if there else "nothing was written"
+        return f"the same command goes on from the last step in {out}" if there else "nothing was kept"
 
     with progress("train-style") as bar, keeping(kept):
         made = train_style(loaded, images, out, seed=seed, memory=memory, progress=bar.step, **options)

@@ -171,7 +171,7 @@ def _preset(preset: Any) -> Preprocess:
 
 
 def _style_network(path: str, weights: str | Path | None) -> Model:
-    if str(weights) != "DEFAULT":
+    if weights is not None and str(weights) != "DEFAULT":
         raise ModelError(f"weights: the style network '{path}' has its own; leave them out")
     return Model(StyleNetwork.load(path), Path(path).stem, Preprocess(), source=f"style network {path}")
 

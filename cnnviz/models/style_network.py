@@ -19,6 +19,7 @@ from ..errors import InputError, ModelError, SaveError
 from ..writing import write_file
 
 _FORMAT: Final = "cnnviz-style-network-1"
+_LEAST: Final = 8  # pixels, as borders are mirrored
 
 
 class StyleNetwork(nn.Module):
@@ -70,14 +71,20 @@ class StyleNetwork(nn.Module):
 
         Args:
             x: (N, 3, H, W) in [0, 1].
-            mix: share of each style, (S,), or for each picture, (N, S); the first style alone by default.
+            mix: share of each style, (S,), or for each picture, (N, S), which should add up to 1; the first style alone
+                by default.
 
         Returns:
             (N, 3, H, W) in [0, 1].
 
         Raises:
-            InputError: a mixture of another number of styles, or of pictures.
+            InputError: no colour pictures of 8 x 8 pixels or more, or a mixture of other numbers of styles or pictures.
         """
+        if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point() or x.shape[2] < _LEAST or x.shape[3] < _LEAST:
+            told = f"got {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+            raise InputError(f"{told}, expected float (N, 3, H, W), of {_LEAST} x {_LEAST} pixels or more, in [0, 1]")
+        if not isinstance(mix, Tensor | None):
+            raise InputError(f"mix: got {type(mix).__name__}, expected a tensor, (S,) or (N, S)")
         count = len(self.styles)
         if mix is None:
             mix = functional.one_hot(torch.zeros((), dtype=torch.long, device=x.device), count)

@@ -67,7 +67,7 @@ def train_style(
         InputError: no image can be read, a style image shows nothing, or the loss is no longer finite.
         LayerError: a layer that does not exist, or that cannot be matched.
         ModelError: a model without maps, or that takes no colour pictures.
-        SaveError: the folder holds something else, or another training.
+        SaveError: the folder holds something else, another training, or a network whose checkpoint is gone.
     """
     wanted = make_options("train-style", StyleTraining, options)
     assert isinstance(wanted, StyleTraining)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -126,30 +126,39 @@ class Training:
         samples = self._samples()
         if (kept := self.checkpoint.state("training")) is not None:
             self._restore(kept)
+        elif (self.folder / NETWORK).exists():
+            raise SaveError(
+                f"'{self.folder}' holds a trained network and no checkpoint to go on from; give a new folder"
+            )
         log = _Log(self.folder / LOG, self.done)
         since: list[Tensor] = []
         batches = self.crops.batches(options.batch, self.done, options.steps, threads=options.threads)
-        with closing(batches):
-            begun = time.monotonic() - self.seconds
+        whole = True  # the state is that after some step
+        begun = time.monotonic() - self.seconds
+        try:
             for crops, left_out in batches:
                 self.left_out |= {str(path): why for path, why in left_out.items()}
-                try:
-                    since.append(self._losses(crops))
-                except KeyboardInterrupt:  # nothing has changed since the step before
-                    self._keep(True)
-                    raise
+                since.append(self._losses(crops))
+                whole = False
                 self.scaler.step(self.optimiser)
                 self.scaler.update()
-                self.optimiser.zero_grad()
                 self.done += 1
+                whole = True
                 last = self.done == options.steps
                 self.seconds = time.monotonic() - begun
                 if last or self.done % options.log_every == 0:
                     log.add(self.done, torch.stack(since).mean(0).tolist(), self.seconds)
                     since.clear()
                 if last or self.done % options.sample_every == 0:
+                    self._keep(True)  # a network that is to be seen can be trained further
                     self._show(samples)
                 advance(self.done, options.steps, progress, self._keep)
+        except KeyboardInterrupt:
+            if whole and self.done:
+                self._keep(True)
+            raise
+        finally:
+            batches.close()
 
     def _losses(self, crops: Tensor) -> Tensor:
         """Take the slopes of the loss; return its mean and its parts: style, content, total variation.

@@ -62,6 +62,21 @@ def test_a_mixture_of_other_styles_or_pictures_is_refused(shape: tuple[int, ...]
         network()(picture(16, 16, 2), torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("x", "mix", "told"),
+    [
+        (torch.rand(1, 1, 40, 40), None, r"got \(1, 1, 40, 40\) float32, expected float \(N, 3, H, W\), of 8 x 8"),
+        (torch.rand(3, 40, 40), None, r"got \(3, 40, 40\) float32"),
+        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), None, r"got \(1, 3, 40, 40\) uint8"),
+        (torch.rand(1, 3, 7, 40), None, r"got \(1, 3, 7, 40\) float32"),
+        (torch.rand(1, 3, 40, 40), [0.5, 0.5], r"mix: got list, expected a tensor"),
+    ],
+)
+def test_what_is_no_picture_is_refused(x: Tensor, mix: object, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        network(dtype=torch.float32)(x, mix)
+
+
 def test_what_is_even_stays_even() -> None:
     """Enlarging leaves no checkerboard: a picture of one colour is painted in one colour."""
     made = network()(picture(1, 1).expand(1, 3, 32, 24))
@@ -89,7 +104,7 @@ def test_a_file_is_a_model_for_techniques(tmp_path: Path) -> None:
     x = picture(16, 20, dtype=torch.float32)
     assert torch.equal(model.module(x), net(x))
     with pytest.raises(ModelError, match="has its own"):
-        cnnviz.load_model(str(tmp_path / "waves.safetensors"), weights=None)
+        cnnviz.load_model(str(tmp_path / "waves.safetensors"), weights=tmp_path / "waves.safetensors")
 
 
 def _truncated(path: Path) -> None:

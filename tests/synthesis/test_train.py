@@ -307,6 +307,10 @@ def test_another_training_and_other_files_are_left_alone(
     with pytest.raises(SaveError, match="belongs to another run: it differs in model"):
         trained(other, images, style, out)
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == kept
+    (out / "checkpoint.safetensors").unlink()
+    with pytest.raises(SaveError, match="a trained network and no checkpoint"):
+        trained(model, images, style, out)
+    assert (out / "style.safetensors").read_bytes() == kept["style.safetensors"]
     with pytest.raises(SaveError, match="holds something else than a training"):
         trained(model, images, style, images)
 

@@ -75,7 +75,7 @@ def test_half_precision_networks_paint(net: StyleNetwork) -> None:
             OptionError,
             "'style_weights' of 'fast-style'",
         ),
-        (network(dtype=torch.float32), {}, 7, InputError, "7 x 7 pixels; give one of 8 x 8 or more"),
+        (network(dtype=torch.float32), {}, 7, InputError, r"got \(1, 3, 7, 7\) float32, expected .* 8 x 8"),
     ],
 )
 def test_what_makes_no_sense_is_told(

@@ -6,13 +6,11 @@ from typing import Annotated, Literal
 
 import torch
 
-from cnnviz import Field, Gallery, InputError, ModelError, OptionError, Options, Request, Technique, hookimpl
+from cnnviz import Field, Gallery, ModelError, OptionError, Options, Request, Technique, hookimpl
 from cnnviz.render import resize
 from cnnviz.synthesis import StyleNetwork
 
 from .colours import luminance, painted_over
-
-_LEAST = 8  # pixels
 
 
 class FastStyleOptions(Options):
@@ -42,8 +40,6 @@ def fast_style(request: Request, options: FastStyleOptions) -> Gallery:
     x = request.inputs
     if options.size is not None:
         x = resize(x, [max(1, round(side * options.size / max(x.shape[2:]))) for side in x.shape[2:]])
-    if min(x.shape[2:]) < _LEAST:
-        raise InputError(f"the picture is {x.shape[2]} x {x.shape[3]} pixels; give one of {_LEAST} x {_LEAST} or more")
     mix, told = _mixed(network, options.style_weights)
     shown = luminance(x) if options.colours == "luminance" else x
     with torch.no_grad():
