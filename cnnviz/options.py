@@ -45,7 +45,9 @@ class Options(BaseModel):
         3.0
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Building a validator looks through all that is installed for pydantic's own plugins, which would slow the import of
+    # cnnviz.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -220,6 +222,7 @@ def check_declaration(technique: str, options: type[Options]) -> None:
                 "'bicubic', 'nearest' and None; declare it as one of these, or give it another name"
             )
     try:
+        options.model_rebuild()  # now, before several threads ask for it
         options.model_json_schema()
     except PydanticUserError as error:
         raise OptionError(f"the options of '{technique}' have no JSON schema: {error.message}") from error

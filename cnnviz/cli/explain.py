@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 from ..data import find_images
 from ..errors import InputError
 from ..explainer import Explainer
-from ..explanation import Explanation, Heatmap, PictureFolder
+from ..explanation import Explanation, Heatmap
+from ..explanation.pictures import PictureFolder
 from ..models import Model
 from ..registry import techniques
 from ..technique import Technique

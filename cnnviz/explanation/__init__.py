@@ -1,8 +1,7 @@
 """What a technique gives back, and how it is kept."""
 
-from .pictures import PictureFolder
 from .provenance import Provenance
 from .saving import load
 from .types import Explanation, Gallery, Heatmap, Neighbours, Projection
 
-__all__ = ["Explanation", "Gallery", "Heatmap", "Neighbours", "PictureFolder", "Projection", "Provenance", "load"]
+__all__ = ["Explanation", "Gallery", "Heatmap", "Neighbours", "Projection", "Provenance", "load"]

@@ -10,7 +10,6 @@ from .relu_rules import relu_rule
 from .replica import differs_in_training, replicate, unwrap
 from .sources import load_model
 from .state import digest, fingerprint, named_tensors
-from .style_network import StyleNetwork
 from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "Model",
     "Preprocess",
     "ReceptiveField",
-    "StyleNetwork",
     "Survey",
     "capture",
     "differs_in_training",

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..errors import ModelError, nearest
 from .model import Model
 from .preprocess import Preprocess
-from .style_network import StyleNetwork
 
 EMBEDDED: Final = "mobilenet_v2"
 _WEIGHTS: Final = "mobilenet_v2.safetensors"
@@ -173,6 +172,8 @@ def _preset(preset: Any) -> Preprocess:
 def _style_network(path: str, weights: str | Path | None) -> Model:
     if weights is not None and str(weights) != "DEFAULT":
         raise ModelError(f"weights: the style network '{path}' has its own; leave them out")
+    from .style_network import StyleNetwork
+
     return Model(StyleNetwork.load(path), Path(path).stem, Preprocess(), source=f"style network {path}")
 
 

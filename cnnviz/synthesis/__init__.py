@@ -1,6 +1,6 @@
 """Pictures made by a network: one optimisation engine, and the parts that techniques put together with it."""
 
-from ..models import StyleNetwork
+from ..models.style_network import StyleNetwork
 from .canvas import Canvas, Fourier, Pixels
 from .checkpoint import Checkpoint
 from .facets import clusters

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..data import find_images
 from ..memory import parse_memory
-from ..models import Lender, Model, StyleNetwork
+from ..models import Lender, Model
+from ..models.style_network import StyleNetwork
 from ..options import check_seed, make_options
 from ..request import Progress, unwatched
 from .training import FOLDER, StyleTraining, Training

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import render
-from ..data import Crops
+from ..data.crops import Crops
 from ..errors import InputError, ModelError, OptionError, SaveError
 from ..memory import Batches, batch_size
-from ..models import Lender, Model, StyleNetwork, know_calls, survey, telling
+from ..models import Lender, Model, know_calls, survey, telling
+from ..models.style_network import StyleNetwork
 from ..options import Field, ImageOption, ImagesOption, Options
 from ..request import Progress
 from ..version import __version__

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cnnviz import InputError
-from cnnviz.data import Crops
+from cnnviz.data.crops import Crops
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
 

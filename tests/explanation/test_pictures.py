@@ -11,7 +11,7 @@ from PIL import Image
 
 import cnnviz
 from cnnviz import Gallery, Heatmap, SaveError
-from cnnviz.explanation import PictureFolder
+from cnnviz.explanation.pictures import PictureFolder
 
 PAINTING = Gallery(images=torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(0)))
 SOURCES = {"a": "in/a.jpg", "b": "in/b.jpg"}
