@@ -45,8 +45,7 @@ class Options(BaseModel):
         3.0
     """
 
-    # Building a validator looks through all that is installed for pydantic's own plugins, which would slow the import of
-    # cnnviz.
+    # Validators are built when a technique is registered; building them here would slow the import of cnnviz.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     @field_validator("*", mode="before")
