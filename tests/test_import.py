@@ -34,7 +34,7 @@ def test_listing_techniques_imports_no_plugin() -> None:
 
 
 def test_import_takes_a_fifth_of_a_second_more_than_torch() -> None:
-    """The best of many processes by `-X importtime`: what a busy machine adds, for minutes at times, is not cnnviz's."""
+    """The best of many processes by `-X importtime`: what a busy machine adds, at times for minutes, is not ours."""
     extra: list[float] = []
     while len(extra) < 50 and (not extra or min(extra) > 0.2):
         extra.append(_extra_seconds())
