@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -142,6 +142,12 @@ def keeping(note: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"cnnviz: interrupted; {note()}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def tell_left_out(left_out: Mapping[str, str]) -> None:
+    """Say on standard error which images could not be read, and why."""
+    for image, why in left_out.items():
+        typer.echo(f"{image} is left out: {why}", err=True)
 
 
 class Bar:

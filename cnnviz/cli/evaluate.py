@@ -33,6 +33,7 @@ from .common import (
     require_pictures,
     show_json,
     show_table,
+    tell_left_out,
 )
 
 
@@ -97,8 +98,7 @@ def evaluate_(
     show_table(*made.table())
     for (label, name), why in made.failures.items():
         typer.echo(f"{label}{f', {name}' if name else ''} could not be done: {why}", err=True)
-    for image, why in made.left_out.items():
-        typer.echo(f"{image} is left out: {why}", err=True)
+    tell_left_out(made.left_out)
     typer.echo(folder / "index.html")
 
 

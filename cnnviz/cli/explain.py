@@ -38,6 +38,7 @@ from .common import (
     require_pictures,
     show_json,
     show_table,
+    tell_left_out,
 )
 from .flags import with_flags
 
@@ -138,8 +139,7 @@ def _one_by_one(
     if json:
         show_json({"folder": str(made.folder), "left_out": left_out})
         return
-    for image, why in left_out.items():
-        typer.echo(f"{image} is left out: {why}", err=True)
+    tell_left_out(left_out)
     typer.echo(made.folder)
 
 

@@ -21,6 +21,7 @@ from .common import (
     load,
     progress,
     show_json,
+    tell_left_out,
 )
 from .flags import with_flags
 
@@ -53,8 +54,7 @@ def _run(
     if json:
         show_json({"network": str(network), "left_out": made.left_out, **made.network.about})
         return
-    for image, why in made.left_out.items():
-        typer.echo(f"{image} is left out: {why}", err=True)
+    tell_left_out(made.left_out)
     typer.echo(network)
 
 

@@ -33,8 +33,6 @@ def stamp(module: nn.Module) -> Hashable:
             kind = type(value)
             if kind in _PLAIN:
                 seen.append(value)
-            elif kind is tuple:
-                seen.append(repr(value))
             else:
                 seen.append(_held(value))
         children = [child for child in own["_modules"].values() if child is not None and id(child) not in met]
@@ -51,6 +49,10 @@ def _held(value: Any) -> Hashable:
     match value:
         case Tensor():
             return _written(value)
+        case tuple():
+            return repr(value)
+        case bool() | int() | float() | str():  # of a class of its own, such as an enumeration's
+            return value
         case dict():
             return tuple((id(at), id(item)) for at, item in value.items())
         case list() | set():

@@ -40,6 +40,15 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1))
 
 
+def test_equal_tuples_and_numbers_of_any_class_leave_the_stamp_as_it_is(net: nn.Module) -> None:
+    net.size, net.kind = torch.Size((3, 4)), type("Kind", (int,), {})(7)
+    before = stamp(net)
+    net.size, net.kind = torch.Size((3, 4)), type("Kind", (int,), {})(7)
+    assert stamp(net) == before
+    net.size = torch.Size((3, 5))
+    assert stamp(net) != before
+
+
 # ---------------------------------------------------------------- fingerprints of tensors
 
 
