@@ -175,6 +175,20 @@ class Request:
         return self._pictures
 
     @property
+    def given(self) -> bool:
+        """Whether there are samples; a technique may be declared to do without."""
+        return self._inputs is not None
+
+    @property
+    def described(self) -> Model:
+        """The caller's model, with its preprocessing and labels where they are known; `model` is what to run.
+
+        Raises:
+            ModelError: no model was given.
+        """
+        return self._described or Model(self.model)
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Full names of all layers of the call."""
         return self._shared.layers
@@ -184,12 +198,12 @@ class Request:
         """From pictures in [0, 1], (N, 3, H, W), to what the model takes, and back."""
         if self._model is None:
             return Preprocess()
-        return (self._described or Model(self._model)).normalisation
+        return self.described.normalisation
 
     @property
     def example(self) -> Tensor:
         """A blank input of the model's own size, (1, C, H, W)."""
-        return (self._described or Model(self.model)).example()
+        return self.described.example()
 
     @property
     def count(self) -> int:
@@ -397,6 +411,10 @@ class Request:
         with own_randomness(device, self.generator.initial_seed()) if known.draws else nullcontext():
             return self._batches.run(count, size, work)
 
+    def advance(self, done: int, total: int, share: tuple[float, float] = (0.0, 1.0)) -> None:
+        """Tell how far a part of the work is, which goes from ``share[0]`` to ``share[1]`` of the whole."""
+        within(self.progress, share)(done, total)
+
     def fits(self, example: Tensor) -> bool:
         """Whether the forward and backward pass of one such input, (1, C, H, W), fits the memory budget."""
         return need(self._survey(example), backward=True) <= self.memory
@@ -417,7 +435,7 @@ class Request:
             made = option.tensor[None].to(like)
         else:
             assert option.image is not None
-            described = self._described or Model(nn.Identity() if self._model is None else self._model)
+            described = Model(nn.Identity()) if self._model is None else self.described
             made = described.prepare([option.image], whole=whole or size is not None).to(like)
         if made.shape[1] != like.shape[1]:
             raise InputError(f"the image option has {made.shape[1]} channels, the inputs {like.shape[1]}")

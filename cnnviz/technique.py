@@ -66,7 +66,8 @@ class Technique(Declared):
             or an explanation. Its docstring's first line is the summary shown to users.
         options: its `Options` class.
         family: "attribution", "inspection", "behaviour", "synthesis", "texture", "style", or one of its own.
-        inputs: "each" sample by itself (batched by the framework within the memory budget), "all" at once, or "none".
+        inputs: "each" sample by itself (batched by the framework within the memory budget), "all" at once, "none", or
+            "any": all at once, or none where its options name something else to look at.
         layers: whether it takes "none", "one", "many" or "all" layers. Many are computed one by one, and heatmaps fused
             by their mean; all are handed over together, as `Request.layers`, and none need be named.
         default_layer: what is taken where no layer is named: the last spatial output before the head that is no
@@ -83,7 +84,7 @@ class Technique(Declared):
     function: Function
     options: type[Options] = Options
     family: str = "attribution"
-    inputs: Literal["each", "all", "none"] = "each"
+    inputs: Literal["each", "all", "none", "any"] = "each"
     layers: Literal["none", "one", "many", "all"] = "none"
     default_layer: Literal["last-spatial", "first-convolution"] = "last-spatial"
     on_request: bool = False

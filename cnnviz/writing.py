@@ -26,6 +26,8 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
         handle, scratch = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(handle)  # before the name is the file's: a crash of the machine must not leave it empty
         Path(scratch).chmod(0o644)
         Path(scratch).replace(place)
     except OSError as error:

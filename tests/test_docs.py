@@ -15,6 +15,7 @@ import torch
 import cnnviz
 import cnnviz.testing
 from cnnviz import hookspecs
+from cnnviz.data import demo_picture
 from cnnviz.metrics import available
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,9 @@ def test_readme_python_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    for turn in range(3):
+        demo_picture().rotate(10 * turn).save(tmp_path / "photographs" / f"{turn}.png")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     scope: dict[str, object] = {}
     for block in blocks:
@@ -90,6 +94,7 @@ def test_readme_python_examples_run(
     told = capsys.readouterr().out
     assert "grad-cam at features: Egyptian cat, score 18.8" in told
     assert (tmp_path / "cat-grad-cam" / "figure-000.png").is_file()
+    assert scope["near"].indices[:, 0].tolist() == [0, 0]  # type: ignore[attr-defined]
     assert scope["batch"].target.tolist() == [285, 281]  # type: ignore[attr-defined]
 
 

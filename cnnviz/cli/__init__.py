@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from ..errors import CnnvizError
 from ..registry import Selection, select
-from . import demo, evaluate, explain, info, layers, list_, report, train_style
+from . import demo, evaluate, explain, index, info, layers, list_, report, train_style
 from .common import INTERRUPTED
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("evaluate")(evaluate.evaluate_)
 app.command("demo")(demo.demo)
 app.command("train-style")(train_style.command)
 app.add_typer(explain.app, name="explain")
+app.add_typer(index.app, name="index")
 
 
 def _version(wanted: bool) -> None:

@@ -86,7 +86,7 @@ def _run(
     json: bool,
 ) -> None:
     paths = find_images(images or [])
-    if technique.inputs != "none" and not paths:
+    if technique.inputs in ("each", "all") and not paths:
         raise InputError(f"technique '{technique.name}' needs an image; give the path of one or more")
     loaded = load(model, weights, device)
     if paths:
@@ -191,8 +191,9 @@ def _tell(result: Explanation, model: Model, paths: list[Path], folder: Path, *,
 
 def _command(technique: Technique) -> Callable[..., None]:
     """Return a function whose signature typer turns into the technique's command."""
+    defaults = {**_DEFAULTS, "images": None} if technique.inputs == "any" else _DEFAULTS
     common = [
-        parameter.replace(annotation=_COMMON[name], default=_DEFAULTS[name])
+        parameter.replace(annotation=_COMMON[name], default=defaults[name])
         for name, parameter in inspect.signature(_run, eval_str=True).parameters.items()
         if name in _COMMON
         and not (name == "layer" and technique.layers == "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,12 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
+@cache
+def image_endings() -> frozenset[str]:
+    """Return how names of image files end: ``.png``, ``.jpg`` and so on."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+
+
 def find_images(places: Sequence[str | Path]) -> list[Path]:
     """Return image files: those named, and those in the folders named and below them, in the order of their names.
 
@@ -57,7 +64,7 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: a place does not exist, or a folder has no images.
     """
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    endings = image_endings()
     found: list[Path] = []
     for place in map(Path, places):
         if not place.is_dir():

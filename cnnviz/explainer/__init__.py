@@ -141,7 +141,7 @@ class Explainer:
             result = replace(result, sources=sources)
         if pictures is not None and call.columns > 1:
             pictures = pictures.repeat_interleave(call.columns, 0)
-        return replace(result, provenance=provenance, pictures=result.pictures if pictures is None else pictures)
+        return replace(result, provenance=provenance, pictures=pictures if result.pictures is None else result.pictures)
 
     @contextmanager
     def request(
@@ -202,6 +202,8 @@ class Explainer:
 
     def _takes_none(self, inputs: Any) -> bool:
         name, takes_none = self.technique.name, self.technique.inputs == "none"
+        if self.technique.inputs == "any":
+            return inputs is None
         if takes_none and inputs is not None:
             raise InputError(f"technique '{name}' takes no inputs, got {targets.describe(inputs)}; give None")
         if inputs is None and not takes_none:

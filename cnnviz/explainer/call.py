@@ -61,13 +61,13 @@ class Call:
 
     @cached_property
     def survey(self) -> Survey:
-        """What the forward pass of one sample does.
+        """What the forward pass of one sample does, or of an input of the model's own size.
 
         Raises:
             InputError: the model cannot run on it.
         """
-        assert self.samples is not None
-        return self.surveyed(self.samples)
+        assert self.model is not None  # a technique that takes none runs no model
+        return self.surveyed(self.model.example() if self.samples is None else self.samples)
 
     def surveyed(self, example: Tensor) -> Survey:
         """Return what the forward pass of such an input, (1, C, H, W), does.
@@ -138,16 +138,17 @@ class Call:
             return ()
         if self.technique.default_layer == "first-convolution" and not names:
             return (self._first_convolution(),)
-        if self.samples is None:
+        if self.samples is None and self.technique.inputs == "none":
             return tuple(names)
+        known = self.survey
         if names:
-            return tuple(self.survey.resolve(name) for name in names)
-        if self.survey.cam_layer is None:
+            return tuple(known.resolve(name) for name in names)
+        if known.cam_layer is None:
             raise LayerError(
                 f"technique '{self.technique.name}': no layer of this model returns a map (N, C, h, w) larger than "
                 "1 x 1; name one with layer=… (cnnviz layers lists them)"
             )
-        return (self.survey.cam_layer,)
+        return (known.cam_layer,)
 
     def _first_convolution(self) -> str:
         assert self.lender is not None

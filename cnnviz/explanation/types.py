@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from html import escape
@@ -24,7 +25,9 @@ _TILE = 48
 _TILES_SHOWN = 1024
 _FRAMES = 5  # of an animation that are shown
 _GAP = 8
-_MAP = 800
+_MAP = 1600  # pixels
+_CELLS = 40  # in a row of it
+_LARGEST_TILE = 96
 
 Panel = tuple[Image.Image, str, "render.Scale | None"]
 
@@ -222,20 +225,29 @@ class Projection(Explanation):
     items: tuple[str, ...] = ()
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:  # noqa: ARG002  # it is always one
-        """Return one map: thumbnails at their points, or dots where there are none."""
+        """Return one map: thumbnails on a grid, none over another, or dots where there are none."""
+        caption = self.captions[0] if self.captions else ""
+        if self.pictures is None:
+            return [[(self._dots(), caption, None)]]
+        side = max(4, min(_CELLS, math.ceil(math.sqrt(2 * len(self.points)))))
+        cells = render.settle(self.points, side)
+        tile = min(_LARGEST_TILE, _MAP // side)
+        canvas = Image.new("RGB", (side * tile, side * tile), "white")
+        for cell, point in cells.items():
+            picture = render.grid([render.to_pil(self.pictures[point])], tile=tile - 1)
+            canvas.paste(picture, (cell % side * tile, cell // side * tile))
+        left_out = len(self.points) - len(cells)
+        return [[(canvas, f"{caption}; {left_out} lie behind others" if left_out else caption, None)]]
+
+    def _dots(self) -> Image.Image:
         points = self.points.detach().float().cpu()
         low, high = points.amin(0), points.amax(0)
         places = (points - low) / (high - low).clamp(min=torch.finfo(points.dtype).tiny)
-        canvas = Image.new("RGB", (_MAP + _TILE, _MAP + _TILE), "white")
-        for i in reversed(range(len(places))):
-            x, y = int(places[i, 0] * _MAP), int((1 - places[i, 1]) * _MAP)
-            if self.pictures is None:
-                canvas.paste(
-                    (40, 90, 160), (x + _TILE // 2 - 2, y + _TILE // 2 - 2, x + _TILE // 2 + 3, y + _TILE // 2 + 3)
-                )
-            else:
-                canvas.paste(render.grid([render.to_pil(self.pictures[i])], tile=_TILE), (x, y))
-        return [[(canvas, self.captions[0] if self.captions else "", None)]]
+        canvas = Image.new("RGB", (_MAP // 2, _MAP // 2), "white")
+        for x, y in (places * (_MAP // 2 - 5)).round().int().tolist():
+            down = _MAP // 2 - 5 - y
+            canvas.paste((40, 90, 160), (x, down, x + 5, down + 5))
+        return canvas
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -257,7 +269,7 @@ class Neighbours(Explanation):
         rows: list[list[Panel]] = []
         for q in range(len(self.indices))[:limit]:
             pairs = zip(self.indices[q].tolist(), self.distances[q].tolist(), strict=True)
-            told = ", ".join(f"{index} ({distance:.3g})" for index, distance in pairs)
+            told = ", ".join(f"{index} ({round(distance, 6):.3g})" for index, distance in pairs)
             caption = f"{self.captions[q]}: {told}" if q < len(self.captions) else told
             shown = [] if self.pictures is None else [self.pictures[q]]
             shown += [] if self.found is None else list(self.found[q])

@@ -2,7 +2,7 @@
 
 from .colour import DIVERGING, SEQUENTIAL, colour, colour_bar
 from .figure import compose, matplotlib_figure
-from .grid import grid
+from .grid import grid, settle
 from .normalise import Scale
 from .overlay import overlay, resize, resize_map, to_pil, to_tensor
 
@@ -18,6 +18,7 @@ __all__ = [
     "overlay",
     "resize",
     "resize_map",
+    "settle",
     "to_pil",
     "to_tensor",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 
 def grid(
@@ -28,6 +30,41 @@ def grid(
         row, column = divmod(place, columns)
         canvas.paste(image, (column * (width + gap), row * (height + gap)))
     return canvas
+
+
+def settle(points: Tensor, side: int) -> dict[int, int]:
+    """Give points cells of a square grid, each at most one, near where they lie.
+
+    Where there are enough cells, every point gets the nearest one that is free, those that lie best first; otherwise a
+    cell gets the point that lies nearest to its middle, and the others get none.
+
+    Args:
+        points: (M, 2), the second coordinate upwards.
+        side: cells in a row.
+
+    Returns:
+        The point of each cell that has one; cells are numbered row by row from the top left.
+    """
+    points = points.detach().double().cpu()
+    low, high = points.amin(0), points.amax(0)
+    # One scale for both directions, in the middle.
+    scaled = (points - (low + high) / 2) / (high - low).max().clamp(min=1e-300) * (side - 1) + (side - 1) / 2
+    places = torch.stack([(side - 1) - scaled[:, 1], scaled[:, 0]], 1)  # row and column
+    own = places.round().clamp(0, side - 1)
+    order = (places - own).square().sum(1).argsort(stable=True).tolist()
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+    taken = torch.zeros(len(cells), dtype=torch.bool)
+    found: dict[int, int] = {}
+    for point in order:
+        cell = int(own[point, 0] * side + own[point, 1])
+        if taken[cell] and len(points) > len(cells):
+            continue
+        if taken[cell]:
+            away = (cells - places[point]).square().sum(1).masked_fill(taken, torch.inf)
+            cell = int(away.argmin())
+        taken[cell] = True
+        found[cell] = point
+    return found
 
 
 def _fit(image: Image.Image, tile: int) -> Image.Image:

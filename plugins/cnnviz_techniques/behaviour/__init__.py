@@ -1,1 +1,1 @@
-"""What the network does over many images."""
+"""What a network does over many images."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from cnnviz import (
     Field,
     Gallery,
-    LayerError,
     OptionError,
     Options,
     Request,
@@ -22,7 +21,10 @@ from cnnviz import (
     relu_rule,
     render,
 )
+from cnnviz.index import Index, Strongest
 from cnnviz.ops import crop_patches
+
+from .collection import INDEX, of_maps, open_index, pictures
 
 _FIRST = 16
 _TILE = 96
@@ -36,6 +38,7 @@ class TopPatchesOptions(Options):
         (), description=f"numbers of the channels to show; the first {_FIRST} where none are named"
     )
     top: int = Field(9, ge=1, le=100, description="how many images are shown for each channel")
+    index: str | None = INDEX
     projection: Literal["none", "deconvnet", "guided"] = Field(
         "none", description="show beside each patch what in it excites the unit, by this rule at each ReLU"
     )
@@ -47,61 +50,62 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     Of each image the channel's strongest unit counts. What this unit can see is cut out: its receptive field, or the
     whole image where the field is larger or unknown. One picture for each channel, (M, 3, h, w): its strongest patches,
     strongest first, and beside them their projections, each with its own contrast. `rows` are the channels' numbers,
-    `values` (M, K, 4) each unit's activation, image, row and column. All images are held in memory. Zeiler & Fergus
-    2014, figure 2; Springenberg 2015, figure 3.
+    `values` (M, K, 4) each unit's activation, image, row and column. Images given are all held in memory; of an index
+    those that are shown. Zeiler & Fergus 2014, figure 2; Springenberg 2015, figure 3.
     """
-    best, places = _strongest(request)
-    count = best.shape[1]
+    index = None if request.given else open_index(request, options.index)
+    strongest = _strongest(request, options.top) if index is None else index.strongest(request.layer)
+    if index is not None and options.top > index.recipe.top:
+        raise OptionError(f"option 'top': got {options.top}, but the index keeps {index.recipe.top} for each channel")
+    count = strongest.values.shape[1]
     wrong = [channel for channel in options.channels if channel >= count]
     if wrong:
         told = f"but layer '{request.layer}' has channels 0 to {count - 1}"
         raise OptionError(f"option 'channels': got {wrong[0]}, {told}")
     channels = torch.tensor(options.channels or range(min(_FIRST, count)))
-    top = best[:, channels].T.topk(min(options.top, len(best)), 1)
-    units = places[top.indices, channels[:, None]]  # (M, K, 2)
-    image, unit = top.indices.flatten(), units.flatten(0, 1)
-    corners, size = _fields(request, unit)
-    cut = [crop_patches(request.pictures, image, corners, size, pad=0.5)]
+    values = strongest.values.T[channels, : options.top]  # (M, K)
+    places = strongest.places.transpose(0, 1)[channels, : options.top]  # (M, K, 3)
+    inputs, shown, image = _looked_at(request, index, places[..., 0].flatten())
+    unit = places[..., 1:].flatten(0, 1)
+    corners, size = _fields(request, inputs, unit)
+    cut = [crop_patches(shown, image, corners, size, pad=0.5)]
     if options.projection != "none":
-        of = channels.repeat_interleave(top.indices.shape[1])
-        slopes = _slopes(request, options.projection, of, image, unit, (corners, size))
+        of = channels.repeat_interleave(values.shape[1])
+        slopes = _slopes(request, options.projection, inputs[image], of, unit, (corners, size))
         cut.append(torch.stack([render.Scale.of(slope).unit(slope) for slope in slopes]))
-    rows = zip(*(patches.unflatten(0, top.indices.shape) for patches in cut), strict=True)
+    rows = zip(*(patches.unflatten(0, values.shape) for patches in cut), strict=True)
     captions = tuple(
         f"channel {channel} of {request.layer}: {row[0]:.3g} to {row[-1]:.3g}"
-        for channel, row in zip(channels.tolist(), top.values.tolist(), strict=True)
+        for channel, row in zip(channels.tolist(), values.tolist(), strict=True)
     )
     return Gallery(
         images=torch.stack([_picture(row) for row in rows]),
         rows=channels,
-        values=torch.cat([top.values[..., None], top.indices[..., None], units], 2),
+        values=torch.cat([values[..., None], places], 2),
         captions=captions,
     )
 
 
-def _strongest(request: Request) -> tuple[Tensor, Tensor]:
-    """Return each channel's largest activation in each image, (N, C), and its row and column, (N, C, 2)."""
-
-    def part(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), capture(request.model, str(request.layer), stop=True) as seen:
-            request.model(request.inputs[start:stop].clone())
-        maps: Any = seen.output
-        if not isinstance(maps, Tensor) or maps.dim() != 4:
-            raise LayerError(f"layer '{request.layer}' returns no maps (N, C, h, w); name a spatial layer")
-        found = maps.flatten(2).max(2)
-        request.progress(stop, 2 * len(request.inputs))
-        rows, columns = found.indices // maps.shape[3], found.indices % maps.shape[3]
-        return found.values.float().cpu(), torch.stack([rows, columns], 2).cpu()
-
-    parts = request.batched(part, len(request.inputs))
-    return torch.cat([values for values, _ in parts]), torch.cat([places for _, places in parts])
+def _strongest(request: Request, top: int) -> Strongest:
+    """Return the images' strongest units."""
+    parts = of_maps(request, request.inputs, Strongest.of, share=(0.0, 0.5))
+    return Strongest.merged(parts, min(top, len(request.inputs)))
 
 
-def _fields(request: Request, units: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def _looked_at(request: Request, index: Index | None, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images as inputs and as pictures, and the place of each row, (K,), among them."""
+    if index is None:
+        return request.inputs, request.pictures, rows
+    wanted, image = rows.unique(return_inverse=True)
+    shown = pictures(request, index, wanted.tolist())
+    return request.normalisation.normalise(shown).to(request.example), shown, image
+
+
+def _fields(request: Request, inputs: Tensor, units: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Return where each unit's receptive field begins, (K, 2), and the size of all of them in pixels."""
     name = str(request.layer)
-    (layer,) = (layer for layer in layers(request.model, request.inputs[:1]) if layer.name == name)
-    image = torch.tensor(request.inputs.shape[2:])
+    (layer,) = (layer for layer in layers(request.model, inputs[:1]) if layer.name == name)
+    image = torch.tensor(inputs.shape[2:])
     field = layer.receptive_field
     if field is None:
         return torch.zeros_like(units), (int(image[0]), int(image[1]))
@@ -114,8 +118,8 @@ def _fields(request: Request, units: Tensor) -> tuple[Tensor, tuple[int, int]]:
 def _slopes(
     request: Request,
     rule: Literal["deconvnet", "guided"],
+    inputs: Tensor,
     channel: Tensor,
-    image: Tensor,
     unit: Tensor,
     fields: tuple[Tensor, tuple[int, int]],
 ) -> Tensor:
@@ -123,17 +127,17 @@ def _slopes(
     corners, size = fields
 
     def part(start: int, stop: int) -> Tensor:
-        x = request.inputs[image[start:stop]].detach().requires_grad_()
+        x = inputs[start:stop].detach().requires_grad_()
         with relu_rule(rule), capture(request.model, str(request.layer), stop=True) as seen:
             request.model(x.clone())
         maps: Any = seen.output
         score = maps[range(len(x)), channel[start:stop], unit[start:stop, 0], unit[start:stop, 1]].sum()
         (slope,) = torch.autograd.grad(score, x)
-        request.progress(len(image) + stop, 2 * len(image))
+        request.advance(stop, len(inputs), (0.5, 1.0))
         coloured = slope if slope.shape[1] == 3 else slope.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         return crop_patches(coloured.float().cpu(), torch.arange(len(x)), corners[start:stop], size)
 
-    return torch.cat(request.batched(part, len(image), backward=True))
+    return torch.cat(request.batched(part, len(inputs), backward=True, example=inputs[:1]))
 
 
 def _picture(sets: Sequence[Tensor]) -> Tensor:
@@ -145,4 +149,4 @@ def _picture(sets: Sequence[Tensor]) -> Tensor:
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("top-patches", top_patches, TopPatchesOptions, family="behaviour", inputs="all", layers="one"))
+    register(Technique("top-patches", top_patches, TopPatchesOptions, family="behaviour", inputs="any", layers="one"))

@@ -1,0 +1,235 @@
+"""``cnnviz index build|add|query|verify``: what a network makes of a whole data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from ..data import find_images, open_dataset, open_image
+from ..engines import build_index
+from ..errors import InputError, SaveError
+from ..index import Index, features_of, lay_out
+from ..models import Model
+from ..report import save_map
+from .common import (
+    DeviceOption,
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    SeedOption,
+    WeightsOption,
+    keeping,
+    load,
+    progress,
+    show_json,
+    show_table,
+    tell_left_out,
+)
+
+app = typer.Typer(
+    help="Run a network over a whole data set, keep what it makes of it, and search it.", no_args_is_help=True
+)
+
+FolderArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="INDEX", help="Folder of the index.", show_default=False)
+]
+SetArgument: TypeAlias = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGES", help="Folder, .parquet manifest, .tar file or folder of them.", show_default=False
+    ),
+]
+LabelsOption: TypeAlias = Annotated[Path | None, typer.Option("--labels", help="CSV file of ids and labels.")]
+EngineOption: TypeAlias = Annotated[
+    str, typer.Option("--engine", help="local, or ray for a Ray cluster.", metavar="local|ray")
+]
+WorkersOption: TypeAlias = Annotated[
+    int, typer.Option("--workers", help="Processes that decode; with Ray, actors that run the network.")
+]
+
+
+@app.command()
+def build(
+    folder: FolderArgument,
+    images: SetArgument,
+    labels: LabelsOption = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Whose features are kept; repeatable; the last maps by default.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="Strongest units kept for each channel.")] = 16,
+    thumbnail: Annotated[int, typer.Option("--thumbnail", help="Side in pixels of the small pictures kept.")] = 32,
+    engine: EngineOption = "local",
+    workers: WorkersOption = 1,
+    model: ModelOption = None,
+    weights: WeightsOption = "DEFAULT",
+    memory: MemoryOption = "1GiB",
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Run a network over a data set; run it again after an interruption, and it goes on where it was."""
+    _build(
+        folder,
+        images,
+        labels,
+        load(model, weights, device),
+        json=json,
+        layer=layer or None,
+        top=top,
+        thumbnail=thumbnail,
+        engine=engine,
+        workers=workers,
+        memory=memory,
+    )
+
+
+@app.command()
+def add(
+    folder: FolderArgument,
+    images: SetArgument,
+    labels: LabelsOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = 1,
+    model: ModelOption = None,
+    weights: WeightsOption = "DEFAULT",
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Add the images of a data set that the index does not have, by their ids."""
+    _build(folder, images, labels, load(model, weights, device), json=json, add=True, engine=engine, workers=workers)
+
+
+def _build(folder: Path, images: Path, labels: Path | None, loaded: Model, *, json: bool, **given: Any) -> None:
+    dataset = open_dataset(images, labels)
+
+    def kept() -> str:
+        return f"what was done is in {folder}; the same command goes on"
+
+    with progress("index") as bar, keeping(kept):
+        index = build_index(loaded, dataset, folder, progress=bar.step, **given)
+    if json:
+        show_json({**_told(index), "left_out": index.left_out})
+        return
+    tell_left_out(index.left_out)
+    typer.echo(f"{index.folder}: {len(index)} images, layers {', '.join(index.layers)}")
+
+
+@app.command()
+def query(
+    folder: FolderArgument,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE", help="Image files, or folders of them.", show_default=False),
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--id", help="Search with an image of the index; repeatable.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 5,
+    metric: Annotated[
+        Literal["cosine", "euclidean"], typer.Option("--metric", help="Distance of features; pixels are euclidean.")
+    ] = "cosine",
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="One of the index's layers; its last by default.")
+    ] = None,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Compare small pictures in place of features.")] = False,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Tell how many neighbours have the label of their image, of all images.")
+    ] = False,
+    model: ModelOption = None,
+    weights: WeightsOption = "DEFAULT",
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Find the images nearest to others, or how often neighbours have the same label."""
+    index = Index(folder)
+    if agreement:
+        shares = {space: index.agreement(k, metric=metric, layer=layer, pixels=space == "pixels") for space in _SPACES}
+        if json:
+            show_json({"k": k, **shares})
+        else:
+            show_table(
+                ["neighbours by", f"same label, of {k}"], [[name, f"{100 * s:.1f} %"] for name, s in shares.items()]
+            )
+        return
+    paths, rows = find_images(images or []), [index.row(one) for one in name or []]
+    if not paths and not rows:
+        raise InputError("nothing to search for; give image files, --id, or --agreement")
+    found = []
+    if rows:
+        found.append(index.search_rows(rows, k, metric=metric, layer=layer, pixels=pixels))
+    if paths:
+        loaded = load(model, weights, device)
+        index.check(loaded)
+        queries = features_of(
+            loaded, index.recipe, [open_image(path) for path in paths], index.number(layer), pixels=pixels
+        )
+        kind: Literal["cosine", "euclidean"] = "euclidean" if pixels else metric
+        found.append(index.search(queries, k, metric=kind, layer=layer, pixels=pixels))
+    table = [
+        {
+            "query": query,
+            "rank": rank + 1,
+            "distance": round(distance, 6),
+            "id": index.ids[row],
+            "label": index.labels[row],
+        }
+        for query, (distances, numbers) in zip(
+            [*(name or []), *map(str, paths)], [pair for both in found for pair in zip(*both, strict=True)], strict=True
+        )
+        for rank, (distance, row) in enumerate(zip(distances.tolist(), numbers.tolist(), strict=True))
+    ]
+    if json:
+        show_json(table)
+    else:
+        show_table(list(table[0]), [list(row.values()) for row in table])
+
+
+_SPACES = ("features", "pixels")
+
+
+@app.command("map")
+def map_(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option("--out", help="Page to write.")] = Path("cnnviz-out/map.html"),
+    method: Annotated[
+        Literal["tsne", "pca"], typer.Option("--method", help="t-SNE (pip install 'cnnviz[maps]'), or two components.")
+    ] = "tsne",
+    perplexity: Annotated[float, typer.Option("--perplexity", help="About how many neighbours count.")] = 30.0,
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="One of the index's layers; its last by default.")
+    ] = None,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Lay all images out so that near means alike, and write a page to look at them; added ones find their place."""
+    index = Index(folder)
+    with progress("map") as bar:
+        points = lay_out(index, method, layer=layer, perplexity=perplexity, seed=seed, progress=bar.step)
+        page = save_map(index, points, out, method="t-SNE" if method == "tsne" else "principal components", layer=layer)
+    if json:
+        show_json({**_told(index), "page": str(page)})
+    else:
+        typer.echo(page)
+
+
+@app.command()
+def verify(folder: FolderArgument, json: JsonOption = False) -> None:
+    """Read every file of an index, and tell which are not what was written."""
+    index = Index(folder)
+    wrong = index.verify()
+    if json:
+        show_json({**_told(index), "wrong": wrong})
+    if wrong:
+        raise SaveError(f"the index in '{folder}' is damaged: {'; '.join(wrong)}; build it again")
+    if not json:
+        typer.echo(f"{index.folder}: {len(index)} images, every file is what was written")
+
+
+def _told(index: Index) -> dict[str, Any]:
+    return {
+        "index": str(index.folder),
+        "images": len(index),
+        "layers": list(index.layers),
+        "model": index.about["name"],
+    }

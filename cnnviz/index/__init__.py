@@ -1,0 +1,27 @@
+"""What a network makes of a whole data set, kept in a folder and searched."""
+
+from .build import Job, begin
+from .maps import Principal, lay_out, tsne
+from .observe import Observed, Observer, Recipe, features_of, thumbnails
+from .search import nearest
+from .store import Index, read_manifest
+from .tally import Histogram, Strongest, exact_quantile
+
+__all__ = [
+    "Histogram",
+    "Index",
+    "Job",
+    "Observed",
+    "Observer",
+    "Principal",
+    "Recipe",
+    "Strongest",
+    "begin",
+    "exact_quantile",
+    "features_of",
+    "lay_out",
+    "nearest",
+    "read_manifest",
+    "thumbnails",
+    "tsne",
+]

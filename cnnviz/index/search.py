@@ -1,0 +1,90 @@
+"""Exact search for nearest vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Metric: TypeAlias = Literal["cosine", "euclidean"]
+
+_SPARE = 32  # candidates that single precision might have put behind the k nearest
+_PAIRS = 4096  # whose distances are computed at once
+
+
+def nearest(
+    queries: Tensor,
+    vectors: Callable[[], Iterable[Tensor]],
+    k: int,
+    metric: Metric,
+    *,
+    skip: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the k nearest vectors of each query, nearest first; of equally near ones the first.
+
+    Candidates are found by products in single precision; their distances, and so their order, are those of double
+    precision.
+
+    Args:
+        queries: (Q, D).
+        vectors: returns all vectors in pieces (n, D), each time from the beginning.
+        k: how many; fewer are returned where there are no more.
+        metric: "cosine" distance is 1 minus the cosine, 1 where a vector is 0.
+        skip: (Q,), the number of a vector that is left out for each query, such as its own; -1 for none.
+
+    Returns:
+        Distances (Q, k) and numbers (Q, k).
+    """
+    wanted = k + _SPARE
+    # Distances do not change, and fewer digits are lost to lengths.
+    centre = queries.double().mean(0) if metric == "euclidean" else torch.zeros(())
+    centred = (queries - centre).float()
+    near = queries.new_empty((len(queries), 0), dtype=torch.float32)
+    numbers = torch.empty((len(queries), 0), dtype=torch.long)
+    first = 0
+    for piece in vectors():
+        found = _candidates(centred, (piece - centre).float(), wanted, metric, None if skip is None else skip - first)
+        near, numbers = torch.cat([near, found.values], 1), torch.cat([numbers, found.indices + first], 1)
+        near, order = near.topk(min(wanted, near.shape[1]), 1, largest=False)
+        numbers = numbers.gather(1, order)
+        first += len(piece)
+    exact = torch.full(numbers.shape, torch.inf, dtype=torch.float64)
+    first = 0
+    for piece in vectors():
+        inside = (numbers >= first) & (numbers < first + len(piece)) & near.isfinite()
+        for pairs in torch.split(inside.nonzero(), _PAIRS):  # type: ignore[no-untyped-call]  # torch's own
+            row, column = pairs.unbind(1)
+            exact[row, column] = _distance(queries[row], piece[numbers[row, column] - first], metric)
+        first += len(piece)
+    numbers, order = numbers.sort(1)
+    exact, order = exact.gather(1, order).sort(dim=1, stable=True)
+    kept = min(k, first - (0 if skip is None else int((skip >= 0).any())))
+    return exact[:, :kept].float(), numbers.gather(1, order)[:, :kept]
+
+
+def _candidates(queries: Tensor, piece: Tensor, wanted: int, metric: Metric, skip: Tensor | None) -> Any:
+    """Return roughly the nearest rows of a piece, with values in the order of their distances: topk's result."""
+    rough = _rough(queries, piece, metric)
+    if skip is not None:
+        rows = ((skip >= 0) & (skip < len(piece))).nonzero()[:, 0]
+        rough[rows, skip[rows]] = torch.inf
+    return rough.topk(min(wanted, len(piece)), 1, largest=False)
+
+
+def _rough(a: Tensor, b: Tensor, metric: Metric) -> Tensor:
+    """Return numbers that are in the order of the distances of rows of `a` to rows of `b`, but for rounding."""
+    if metric == "cosine":
+        lengths = b.norm(dim=1)
+        return -(a @ b.T) / torch.where(lengths > 0, lengths, 1)
+    return b.square().sum(1) - 2 * (a @ b.T)
+
+
+def _distance(a: Tensor, b: Tensor, metric: Metric) -> Tensor:
+    """Return the distance of each pair of rows, (n,)."""
+    a, b = a.double(), b.double()
+    if metric == "euclidean":
+        return (a - b).square().sum(1).sqrt()
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    return 1 - (a * b).sum(1) / torch.where(lengths > 0, lengths, 1)

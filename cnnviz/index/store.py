@@ -1,0 +1,311 @@
+"""A folder with what a network makes of a data set: features, strongest units and value counts of each channel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import open_image
+from ..errors import InputError, LayerError, OptionError, SaveError, nearest
+from ..models import Model
+from ..writing import Kind
+from .observe import Recipe
+from .part import Entry, Part, read_tensors, sha256
+from .search import Metric
+from .search import nearest as nearest_vectors
+from .tally import Histogram, Strongest, exact_quantile
+
+MANIFEST: Final = "index.json"
+LOCK: Final = "index.lock"
+FORMAT: Final = 1
+KIND: Final = Kind("an index of images", (MANIFEST, LOCK, "*.safetensors"))
+
+
+class Index:
+    """What a network made of a data set's images, read from the folder that `cnnviz.engines.build_index` wrote.
+
+    Rows are images, in the order in which they were added; those that could not be read have none.
+
+    Attributes:
+        folder: its absolute path.
+        recipe: how it was made.
+        about: name, source, SHA-256 of the weights and class names of the network.
+        left_out: id of each image that could not be read, and why.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open an index.
+
+        Raises:
+            SaveError: there is none, it is not finished, damaged, or was written by another version.
+        """
+        self.folder = Path(folder).expanduser().absolute()
+        manifest = read_manifest(self.folder)
+        if not manifest["parts"]:
+            raise SaveError(f"the index in '{folder}' is not finished; run cnnviz index build again, and it goes on")
+        self.recipe = Recipe.from_json(manifest["recipe"])
+        self.about: dict[str, Any] = manifest["model"]
+        for told in (*manifest["parts"], manifest["summary"]):
+            path = self.folder / told["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != told["bytes"]:
+                got = "is missing" if size is None else f"has {size} bytes where {told['bytes']} were written"
+                raise SaveError(f"the index in '{folder}' is damaged: {told['file']} {got}; build it again")
+        self._parts = [Part.open(self.folder / told["file"]) for told in manifest["parts"]]
+        self._begins = [0]
+        for part in self._parts:
+            self._begins.append(self._begins[-1] + len(part.entries))
+        self._summary = self.folder / manifest["summary"]["file"]
+        self.left_out = {name: why for part in self._parts for name, why in part.left_out.items()}
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def __repr__(self) -> str:
+        return f"<index of {len(self)} images, {self.about['name']}, layers {', '.join(self.layers)}>"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Full names of its layers."""
+        return self.recipe.layers
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Id of each image."""
+        return tuple(entry.item.id for entry in self._entries)
+
+    @cached_property
+    def labels(self) -> tuple[str | None, ...]:
+        """Label of each image, None where it has none."""
+        return tuple(entry.item.label for entry in self._entries)
+
+    @property
+    def _entries(self) -> Iterator[Entry]:
+        return (entry for part in self._parts for entry in part.entries)
+
+    def entry(self, row: int) -> Entry:
+        """Return where an image is, and its digest."""
+        part = bisect_right(self._begins, row) - 1
+        return self._parts[part].entries[row - self._begins[part]]
+
+    def row(self, name: str) -> int:
+        """Return the row of the image with this id.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            return self.ids.index(name)
+        except ValueError:
+            raise InputError(f"the index has no image '{name}'{nearest(name, self.ids)}") from None
+
+    def number(self, layer: str | None) -> int:
+        """Return the place of a layer among the index's; of the last one where None is named.
+
+        Raises:
+            LayerError: the index does not have it.
+        """
+        if layer is None:
+            return len(self.layers) - 1
+        last = [name for name in self.layers if name.partition("#")[0] == layer][-1:]
+        layer = last[0] if last else layer
+        if layer not in self.layers:
+            raise LayerError(f"the index has the layers {', '.join(self.layers)}, got '{layer}'; build one with it")
+        return self.layers.index(layer)
+
+    def check(self, model: Model) -> None:
+        """Refuse a network that the index was not made with.
+
+        Raises:
+            SaveError: weights or preprocessing differ.
+        """
+        mine = about(model)
+        for name in ("digest", "preprocess"):
+            if mine[name] != self.about[name]:
+                raise SaveError(
+                    f"the index in '{self.folder}' was made with other {'weights' if name == 'digest' else name}: "
+                    f"{self.about['name']} {self.about[name][:60]}, got {mine['name']} {mine[name][:60]}"
+                )
+
+    def rows(self, name: str) -> Iterator[Tensor]:
+        """Yield the rows of a tensor, such as "thumbnails" or "features.0", part by part."""
+        for part in self._parts:
+            if part.entries:
+                yield part.tensor(name)
+
+    def has(self, name: str) -> bool:
+        """Whether all parts have such a tensor."""
+        return all(name in part.names for part in self._parts if part.entries)
+
+    def features(self, layer: str | None = None) -> Tensor:
+        """Return each image's features at a layer, its maps' means: (N, C)."""
+        return torch.cat(list(self.rows(f"features.{self.number(layer)}")))
+
+    def thumbnails(self) -> Tensor:
+        """Return small pictures, (N, 3, side, side) uint8."""
+        return torch.cat(list(self.rows("thumbnails")))
+
+    def predictions(self) -> Tensor | None:
+        """Return each image's most probable class, (N,), or None where the network has none."""
+        return torch.cat(list(self.rows("predictions"))) if self.has("predictions") else None
+
+    def strongest(self, layer: str | None = None) -> Strongest:
+        """Return the units that each channel of a layer was most active in."""
+        number = self.number(layer)
+        names = [f"strongest.{number}", f"places.{number}"]
+        return Strongest(*read_tensors(self._summary, names).values())
+
+    def threshold(self, q: float, layer: str | None = None) -> Tensor:
+        """Return the value, (C,), that a share `q` of a channel's values, over all images and places, do not exceed.
+
+        Exact for layers all of whose values were kept (`Recipe.exact`), otherwise within 1 % of it.
+
+        Raises:
+            OptionError: the share is not between 0 and 1.
+        """
+        if not 0 < q < 1:
+            raise OptionError(f"quantile: got {q}, expected a share between 0 and 1")
+        number = self.number(layer)
+        if self.has(f"values.{number}"):
+            return exact_quantile(torch.cat(list(self.rows(f"values.{number}")), 1), q)
+        tensors = read_tensors(self._summary, [f"bins.{number}", f"counts.{number}", f"strongest.{number}"])
+        histogram = Histogram.none(tensors[f"strongest.{number}"].shape[1])
+        histogram.add_packed(tensors[f"bins.{number}"], tensors[f"counts.{number}"])
+        return histogram.quantile(q)
+
+    def points(
+        self, method: str, layer: str | None = None, *, perplexity: float = 30.0, seed: int = 0
+    ) -> Tensor | None:
+        """Return where `lay_out` put the images, (N, 2), with these settings; None where it did not.
+
+        There are fewer points than images where some were added since.
+        """
+        path = self.points_file(method, layer, perplexity=perplexity, seed=seed)
+        return read_tensors(path, ["points"])["points"] if path.exists() else None
+
+    def points_file(self, method: str, layer: str | None, *, perplexity: float, seed: int) -> Path:
+        """Return the file in which `lay_out` keeps points."""
+        settings = f"-{perplexity:g}" if method == "tsne" else ""
+        return self.folder / f"map-{method}-{self.number(layer)}{settings}-{seed}.safetensors"
+
+    def search(
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        metric: Metric = "cosine",
+        layer: str | None = None,
+        pixels: bool = False,
+        skip: Sequence[int] | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images nearest to each query, exactly: distances (Q, k) and rows (Q, k), nearest first.
+
+        Args:
+            queries: (Q, C) features, or (Q, 3 · side · side) values of thumbnails in [0, 1].
+            k: how many.
+            metric: "cosine" (1 minus it) or "euclidean" distance.
+            layer: which of the index's layers; its last where None is named.
+            pixels: search thumbnails in place of features.
+            skip: a row that is left out for each query, -1 for none.
+
+        Raises:
+            InputError: the queries have another number of values than the images.
+        """
+        name = "thumbnails" if pixels else f"features.{self.number(layer)}"
+
+        def vectors() -> Iterator[Tensor]:
+            return (rows.flatten(1) / 255 if pixels else rows for rows in self.rows(name))
+
+        width = next(iter(vectors())).shape[1]
+        if queries.dim() != 2 or queries.shape[1] != width:
+            raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
+        left = None if skip is None else torch.as_tensor(skip)
+        return nearest_vectors(queries.cpu(), vectors, k, metric, skip=left)
+
+    def search_rows(
+        self,
+        rows: Sequence[int],
+        k: int,
+        *,
+        metric: Metric = "cosine",
+        layer: str | None = None,
+        pixels: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images nearest to some of its own, each without itself; see `search`. Pixels are euclidean."""
+        if pixels:
+            return self.search(self.thumbnails()[rows].flatten(1) / 255, k, metric="euclidean", pixels=True, skip=rows)
+        return self.search(self.features(layer)[rows], k, metric=metric, layer=layer, skip=rows)
+
+    def agreement(self, k: int, *, metric: Metric = "cosine", layer: str | None = None, pixels: bool = False) -> float:
+        """Return the share of the k nearest neighbours that have the label of their image, over all that have one.
+
+        Raises:
+            InputError: no image has a label.
+        """
+        labelled = [row for row, label in enumerate(self.labels) if label is not None]
+        if not labelled:
+            raise InputError(f"the images of the index in '{self.folder}' have no labels; build it with --labels")
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
+        label = torch.tensor([numbers[name] for name in self.labels])
+        _, rows = self.search_rows(labelled, k, metric=metric, layer=layer, pixels=pixels)
+        return float((label[rows] == label[labelled, None]).double().mean())
+
+    def picture(self, row: int, model: Model) -> Image.Image:
+        """Return what the network saw of an image; its thumbnail where the file is gone or has changed."""
+        entry = self.entry(row)
+        try:
+            raw = entry.item.read()
+        except InputError:
+            raw = b""
+        if not raw or hashlib.sha256(raw).hexdigest() != entry.digest:
+            part = bisect_right(self._begins, row) - 1
+            small = self._parts[part].tensor("thumbnails")[row - self._begins[part]]
+            return Image.fromarray(small.permute(1, 2, 0).numpy()).resize((model.input_size or (224, 224))[::-1])
+        image = open_image(raw)
+        return image if model.preprocess is None else model.preprocess.picture(image)
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with the index's files, [] where nothing is: each is read and its SHA-256 compared."""
+        manifest = read_manifest(self.folder)
+        return [
+            f"{told['file']} is not what was written"
+            for told in (*manifest["parts"], manifest["summary"])
+            if sha256(self.folder / told["file"]) != told["sha256"]
+        ]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an index, finished or not.
+
+    Raises:
+        SaveError: there is none, or one of another version.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["kind"] != "cnnviz index" or manifest["format"] != FORMAT:
+            raise SaveError(f"'{folder}' holds an index of another version; this one reads format {FORMAT}")
+    except FileNotFoundError:
+        raise SaveError(f"'{folder}' holds no index; cnnviz index build makes one") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SaveError(f"the index in '{folder}' cannot be read: {error!r}; build it again") from error
+    return manifest
+
+
+def about(model: Model) -> dict[str, Any]:
+    """Return what tells a network from others, and its class names, as JSON values."""
+    return {
+        "name": model.name,
+        "source": model.source,
+        "digest": model.digest,
+        "preprocess": repr(model.preprocess),
+        "classes": None if model.labels is None else list(model.labels),
+    }

@@ -1,0 +1,256 @@
+"""An index holds what the network makes of each image, once, whatever happened while it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cnnviz import CnnvizError, LayerError, Model, OptionError, SaveError
+from cnnviz.data import open_dataset, open_image
+from cnnviz.engines import build_index
+from cnnviz.index import Index, exact_quantile, features_of, read_manifest
+from tests.index.conftest import COUNT, fill, small_model
+
+LAYERS = ("1", "4")
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make parts of few images, so that there are several."""
+    monkeypatch.setattr("cnnviz.engines.build._LARGEST", 4)
+
+
+@pytest.fixture
+def index(model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    small(monkeypatch)
+    return build_index(model, images, tmp_path / "index", layer=LAYERS, workers=0, top=3)
+
+
+def maps_of(model: Model, images: Path, layer: int) -> torch.Tensor:
+    """The layer's maps of each image alone."""
+    pictures = [open_image(item.read()) for item in open_dataset(images).items]
+    with torch.no_grad():
+        return torch.cat([model.module[: layer + 1](model.prepare([picture])) for picture in pictures])
+
+
+def test_features_units_and_thresholds_are_the_networks(index: Index, model: Model, images: Path) -> None:
+    assert len(index) == COUNT
+    assert index.ids == tuple(item.id for item in open_dataset(images).items)
+    assert index.labels == tuple(name.partition("/")[0] for name in index.ids)
+    assert len(read_manifest(index.folder)["parts"]) == 6
+    for layer in LAYERS:
+        maps = maps_of(model, images, int(layer))
+        torch.testing.assert_close(index.features(layer), maps.mean((2, 3)), rtol=1e-5, atol=1e-6)
+        best = maps.flatten(2).amax(2)
+        found = index.strongest(layer)
+        torch.testing.assert_close(found.values, best.sort(0, descending=True).values[:3], rtol=1e-5, atol=1e-6)
+        for channel in range(maps.shape[1]):
+            for value, (image, row, column) in zip(
+                found.values[:, channel], found.places[:, channel].tolist(), strict=True
+            ):
+                assert float(maps[image, channel, row, column]) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+        every = maps.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(index.threshold(0.9, layer), exact_quantile(every, 0.9), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        output = torch.cat([model.module(model.prepare([open_image(e.read())])) for e in open_dataset(images).items])
+    predictions = index.predictions()
+    assert predictions is not None
+    assert torch.equal(predictions.long(), output.argmax(1))
+    assert index.about["classes"] == ["ant", "bee", "cat", "dog"]
+
+
+def test_thresholds_of_large_sets_are_within_a_hundredth(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr("cnnviz.engines.build._EXACT", 100)
+    index = build_index(model, images, tmp_path / "index", layer="1", workers=0)
+    assert not index.has("values.0")
+    every = maps_of(model, images, 1).transpose(0, 1).flatten(1)
+    for q in (0.5, 0.9, 0.995):
+        torch.testing.assert_close(index.threshold(q), exact_quantile(every, q), rtol=0.01, atol=2**-16)
+    with pytest.raises(OptionError, match="between 0 and 1"):
+        index.threshold(1.0)
+
+
+def test_processes_that_decode_change_nothing(index: Index, model: Model, images: Path, tmp_path: Path) -> None:
+    other = build_index(model, images, tmp_path / "other", layer=LAYERS, workers=2, top=3)
+    assert torch.equal(other.features("4"), index.features("4"))
+    assert torch.equal(other.strongest("1").places, index.strongest("1").places)
+    assert torch.equal(other.thumbnails(), index.thumbnails())
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(after: int) -> Any:
+    def step(done: int, total: int) -> None:
+        if done >= after:
+            raise Stop
+
+    return step
+
+
+def test_what_was_interrupted_goes_on_where_it_was(
+    index: Index, model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "again"
+    seen: list[int] = []
+    for after in (5, 9, 14, 18):
+        with pytest.raises(Stop):
+            build_index(
+                model, images, folder, layer=LAYERS, workers=0, top=3, progress=lambda d, t, a=after: stopping(a)(d, t)
+            )
+        with pytest.raises(SaveError, match="not finished"):
+            Index(folder)
+    made = build_index(
+        model, images, folder, layer=LAYERS, workers=0, top=3, progress=lambda done, total: seen.append(done)
+    )
+    assert seen[0] == 20
+    assert made.ids == index.ids
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in index.folder.iterdir())
+    for path in index.folder.glob("*.safetensors"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert build_index(model, images, folder, layer=LAYERS, workers=0, top=3).ids == index.ids  # nothing left to do
+
+
+def test_images_are_added_once(index: Index, model: Model, images: Path, tmp_path: Path) -> None:
+    fill(images, 7, first=COUNT)
+    with pytest.raises(SaveError, match="holds an index of other images; add to it"):
+        build_index(model, images, index.folder, layer=LAYERS, workers=0, top=3)
+    with pytest.raises(Stop):
+        build_index(model, images, index.folder, add=True, workers=0, progress=stopping(5))
+    assert len(Index(index.folder)) == COUNT  # as it was, until all are there
+    more = build_index(model, images, index.folder, add=True, workers=0)
+    assert len(more) == COUNT + 7
+    assert more.ids[:COUNT] == index.ids
+    assert set(more.ids) == {item.id for item in open_dataset(images).items}
+    assert len(build_index(model, images, index.folder, add=True, workers=0)) == COUNT + 7
+    whole = build_index(model, images, tmp_path / "whole", layer=LAYERS, workers=0, top=3)
+    for layer in LAYERS:
+        torch.testing.assert_close(more.strongest(layer).values, whole.strongest(layer).values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(more.threshold(0.95, layer), whole.threshold(0.95, layer), rtol=1e-5, atol=1e-6)
+    assert more.verify() == []
+    assert len(list(index.folder.glob("*-summary.safetensors"))) == 1
+
+
+def test_images_that_cannot_be_read_are_told_and_left_out(model: Model, images: Path, tmp_path: Path) -> None:
+    whole = build_index(model, images, tmp_path / "whole", workers=0)
+    (images / "green" / "004.png").write_bytes(b"no picture")
+    index = build_index(model, images, tmp_path / "index", workers=0)
+    assert list(index.left_out) == ["green/004.png"]
+    assert "no image" in index.left_out["green/004.png"]
+    assert index.ids == tuple(name for name in whole.ids if name != "green/004.png")
+    kept = [whole.row(name) for name in index.ids]
+    torch.testing.assert_close(index.features(), whole.features()[kept], rtol=1e-5, atol=1e-6)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.png").write_bytes(b"no picture")
+    with pytest.raises(SaveError, match="none of the images can be read"):
+        build_index(model, empty, tmp_path / "nothing", workers=0)
+
+
+def test_damage_is_refused_and_found(index: Index, model: Model) -> None:
+    assert index.verify() == []
+    part = next(iter(sorted(index.folder.glob("*-000002.safetensors"))))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert index.verify() == [f"{part.name} is not what was written"]
+    part.write_bytes(whole[:100])
+    with pytest.raises(SaveError, match=r"damaged: .*-000002.safetensors has 100 bytes where"):
+        Index(index.folder)
+    part.unlink()
+    with pytest.raises(SaveError, match="is missing"):
+        Index(index.folder)
+
+
+def test_what_is_no_index_of_this_model_is_refused(index: Index, images: Path, tmp_path: Path, model: Model) -> None:
+    with pytest.raises(SaveError, match="holds no index"):
+        Index(tmp_path / "none")
+    with pytest.raises(SaveError, match="made with other weights"):
+        index.check(small_model(seed=1))
+    with pytest.raises(SaveError, match="holds something else"):
+        build_index(model, images, images, workers=0)
+    other = tmp_path / "foreign"
+    other.mkdir()
+    (other / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(SaveError, match=r"holds weights\.safetensors but no index\.json"):
+        build_index(model, images, other, workers=0)
+    with pytest.raises(SaveError, match="other layers"):
+        build_index(model, images, index.folder, layer="3", workers=0)
+    with pytest.raises(SaveError, match="other weights"):
+        build_index(small_model(seed=1), images, index.folder, layer=LAYERS, top=3, workers=0)
+    with pytest.raises(SaveError, match="holds no index"):
+        build_index(model, images, tmp_path / "new", add=True, workers=0)
+    with pytest.raises(LayerError, match="the index has the layers 1, 4, got '3'"):
+        index.features("3")
+    manifest = json.loads((index.folder / "index.json").read_text())
+    (index.folder / "index.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(SaveError, match="another version"):
+        Index(index.folder)
+
+
+def test_an_interrupted_build_does_not_go_on_with_other_images(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    with pytest.raises(Stop):
+        build_index(model, images, tmp_path / "index", workers=0, progress=stopping(9))
+    (images / "red" / "002.png").unlink()
+    with pytest.raises(SaveError, match="waits for the rest of 23 images"):
+        build_index(model, images, tmp_path / "index", workers=0)
+
+
+def test_one_writes_at_a_time(model: Model, images: Path, tmp_path: Path) -> None:
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(SaveError, match="somebody else is writing"):
+            build_index(model, images, tmp_path / "index", workers=0)
+
+    build_index(model, images, tmp_path / "index", workers=0, progress=meanwhile)
+
+
+@pytest.mark.parametrize("given", [{"top": 0}, {"thumbnail": 2}, {"workers": -1}, {"engine": "spark"}])
+def test_bad_arguments_are_named(model: Model, images: Path, tmp_path: Path, given: Any) -> None:
+    with pytest.raises(OptionError, match=next(iter(given))):
+        build_index(model, images, tmp_path / "index", **given)
+    assert not (tmp_path / "index").exists()
+
+
+def test_layers_must_return_maps(model: Model, images: Path, tmp_path: Path) -> None:
+    assert build_index(model, images, tmp_path / "values", layer="7", workers=0).features().shape == (COUNT, 4)
+    with pytest.raises(CnnvizError, match="name each once"):
+        build_index(model, images, tmp_path / "index", layer=("1", "1"), workers=0)
+
+
+def test_labels_agree_by_pixels_of_coloured_noise(index: Index) -> None:
+    """Three colours are told apart by their pixels; chance would be about a third."""
+    assert index.agreement(5, pixels=True) == 1.0
+    assert 0 <= index.agreement(5) <= 1
+
+
+def test_queries_are_found_as_the_index_has_them(index: Index, model: Model, images: Path) -> None:
+    pictures = [open_image(item.read()) for item in open_dataset(images).items[:5]]
+    queries = features_of(model, index.recipe, pictures, index.number("4"))
+    distances, rows = index.search(queries, 3, layer="4", metric="euclidean")
+    assert rows[:, 0].tolist() == list(range(5))
+    assert float(distances[:, 0].max()) < 1e-5
+    _, others = index.search_rows(range(5), 3, layer="4", metric="euclidean")
+    assert not (others == torch.arange(5)[:, None]).any()
+
+
+def test_pictures_are_what_the_network_saw_and_thumbnails_where_they_are_gone(
+    index: Index, model: Model, images: Path
+) -> None:
+    shown = index.picture(3, model)
+    assert shown.size == (16, 16)
+    path = Path(index.entry(3).item.place)
+    Image.new("RGB", (20, 20)).save(path)
+    assert index.picture(3, model).size == (16, 16)
+    assert index.picture(3, model).tobytes() != shown.tobytes()
+    assert Image.open(path).getpixel((0, 0)) == (0, 0, 0)
+    assert max(index.picture(3, model).getpixel((0, 0))) > 100  # a thumbnail of what was indexed
