@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+import torch
 import typer
 
 from ..data import find_images, open_dataset, open_image
 from ..engines import build_index
-from ..errors import InputError, SaveError
-from ..index import Index, features_of, lay_out
+from ..errors import InputError, OptionError, SaveError
+from ..index import Database, Index, features_of, lay_out
 from ..models import Model
 from ..report import save_map
 from .common import (
@@ -44,6 +46,14 @@ SetArgument: TypeAlias = Annotated[
 LabelsOption: TypeAlias = Annotated[Path | None, typer.Option("--labels", help="CSV file of ids and labels.")]
 EngineOption: TypeAlias = Annotated[
     str, typer.Option("--engine", help="local, or ray for a Ray cluster.", metavar="local|ray")
+]
+NeighboursOption: TypeAlias = Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")]
+MetricOption: TypeAlias = Annotated[
+    Literal["cosine", "euclidean"], typer.Option("--metric", help="Distance of features; pixels are euclidean.")
+]
+TableOption: TypeAlias = Annotated[str, typer.Option("--table", help="Name of the table.")]
+LayerOption: TypeAlias = Annotated[
+    str | None, typer.Option("--layer", help="One of the index's layers; its last by default.")
 ]
 WorkersOption: TypeAlias = Annotated[
     int, typer.Option("--workers", help="Processes that decode; with Ray, actors that run the network.")
@@ -125,67 +135,97 @@ def query(
     name: Annotated[
         list[str] | None, typer.Option("--id", help="Search with an image of the index; repeatable.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 5,
-    metric: Annotated[
-        Literal["cosine", "euclidean"], typer.Option("--metric", help="Distance of features; pixels are euclidean.")
-    ] = "cosine",
-    layer: Annotated[
-        str | None, typer.Option("--layer", help="One of the index's layers; its last by default.")
-    ] = None,
+    k: NeighboursOption = 5,
+    metric: MetricOption = "cosine",
+    layer: LayerOption = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Compare small pictures in place of features.")] = False,
-    agreement: Annotated[
-        bool, typer.Option("--agreement", help="Tell how many neighbours have the label of their image, of all images.")
-    ] = False,
+    database: Annotated[
+        str | None, typer.Option("--database", help="Search a LanceDB database that export wrote of this index.")
+    ] = None,
+    table: TableOption = "images",
+    where: Annotated[
+        str | None, typer.Option("--where", help="With --database: a condition, such as \"label = 'cat'\".")
+    ] = None,
     model: ModelOption = None,
     weights: WeightsOption = "DEFAULT",
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Find the images nearest to others, or how often neighbours have the same label."""
+    """Find the images nearest to others, by what the network makes of them."""
+    if database is None and where is not None:
+        raise OptionError("--where: only a database takes conditions; give --database too (cnnviz index export)")
+    if database is not None and pixels:
+        raise OptionError("--pixels: a database has features alone; leave one of the two out")
     index = Index(folder)
-    if agreement:
-        shares = {space: index.agreement(k, metric=metric, layer=layer, pixels=space == "pixels") for space in _SPACES}
-        if json:
-            show_json({"k": k, **shares})
-        else:
-            show_table(
-                ["neighbours by", f"same label, of {k}"], [[name, f"{100 * s:.1f} %"] for name, s in shares.items()]
-            )
-        return
-    paths, rows = find_images(images or []), [index.row(one) for one in name or []]
+    paths, names = find_images(images or []), name or []
+    rows = [index.row(one) for one in names]
     if not paths and not rows:
-        raise InputError("nothing to search for; give image files, --id, or --agreement")
-    found = []
-    if rows:
-        found.append(index.search_rows(rows, k, metric=metric, layer=layer, pixels=pixels))
+        raise InputError("nothing to search for; give image files, or --id")
+    queries = [index.vectors(rows, layer, pixels=pixels)] if rows else []
     if paths:
         loaded = load(model, weights, device)
         index.check(loaded)
-        queries = features_of(
-            loaded, index.recipe, [open_image(path) for path in paths], index.number(layer), pixels=pixels
-        )
-        kind: Literal["cosine", "euclidean"] = "euclidean" if pixels else metric
-        found.append(index.search(queries, k, metric=kind, layer=layer, pixels=pixels))
-    table = [
-        {
-            "query": query,
-            "rank": rank + 1,
-            "distance": round(distance, 6),
-            "id": index.ids[row],
-            "label": index.labels[row],
-        }
-        for query, (distances, numbers) in zip(
-            [*(name or []), *map(str, paths)], [pair for both in found for pair in zip(*both, strict=True)], strict=True
-        )
-        for rank, (distance, row) in enumerate(zip(distances.tolist(), numbers.tolist(), strict=True))
+        pictures = [open_image(path) for path in paths]
+        queries.append(features_of(loaded, index.recipe, pictures, index.number(layer), pixels=pixels))
+    wanted = torch.cat(queries)
+    if database is not None:
+        found = Database(database, table).search(wanted, k, metric=metric, where=where)
+    else:
+        found = index.find(wanted, k, metric=metric, layer=layer, pixels=pixels, skip=[*rows, *[-1] * len(paths)])
+    told = [
+        {"query": query, "rank": rank, **asdict(one), "distance": round(one.distance, 6)}
+        for query, near in zip([*names, *map(str, paths)], found, strict=True)
+        for rank, one in enumerate(near, start=1)
     ]
     if json:
-        show_json(table)
+        show_json(told)
+    elif told:
+        show_table(list(told[0]), [list(row.values()) for row in told])
+
+
+@app.command()
+def agreement(
+    folder: FolderArgument,
+    k: NeighboursOption = 5,
+    metric: MetricOption = "cosine",
+    layer: LayerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell how many of each image's neighbours have its label, by features and by pixels, of all images."""
+    index = Index(folder)
+    shares = {
+        "features": index.agreement(k, metric=metric, layer=layer),
+        "pixels": index.agreement(k, pixels=True),
+    }
+    if json:
+        show_json({"k": k, **shares})
     else:
-        show_table(list(table[0]), [list(row.values()) for row in table])
+        show_table(
+            ["neighbours by", f"same label, of {k}"], [[name, f"{100 * share:.1f} %"] for name, share in shares.items()]
+        )
 
 
-_SPACES = ("features", "pixels")
+@app.command()
+def export(
+    folder: FolderArgument,
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="Folder of a LanceDB database, or s3://…", show_default=False)
+    ],
+    table: TableOption = "images",
+    layer: LayerOption = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Build an index for searches that may miss a few; for large sets.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write the features of one layer to a LanceDB database (pip install 'cnnviz[index]'), which query can search."""
+    database = Database.fill(Index(folder), uri, table, layer=layer)
+    if approximate:
+        database.accelerate()
+    if json:
+        show_json({"uri": uri, "table": table, "images": len(database), **database.about})
+    else:
+        typer.echo(f"{uri}, table {table}: {len(database)} images")
 
 
 @app.command("map")
@@ -196,9 +236,7 @@ def map_(
         Literal["tsne", "pca"], typer.Option("--method", help="t-SNE (pip install 'cnnviz[maps]'), or two components.")
     ] = "tsne",
     perplexity: Annotated[float, typer.Option("--perplexity", help="About how many neighbours count.")] = 30.0,
-    layer: Annotated[
-        str | None, typer.Option("--layer", help="One of the index's layers; its last by default.")
-    ] = None,
+    layer: LayerOption = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:

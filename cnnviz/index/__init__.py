@@ -1,13 +1,16 @@
 """What a network makes of a whole data set, kept in a folder and searched."""
 
 from .build import Job, begin
+from .database import Database
 from .maps import Principal, lay_out, tsne
 from .observe import Observed, Observer, Recipe, features_of, thumbnails
 from .search import nearest
-from .store import Index, read_manifest
+from .store import Found, Index, read_manifest
 from .tally import Histogram, Strongest, exact_quantile
 
 __all__ = [
+    "Database",
+    "Found",
     "Histogram",
     "Index",
     "Job",

@@ -19,7 +19,7 @@ from ..models import Model
 from ..writing import write_file
 from .observe import Observed, Recipe
 from .part import Part, read_tensors, sha256, write_tensors
-from .store import FORMAT, KIND, LOCK, MANIFEST, about, read_manifest
+from .store import FORMAT, KIND, LOCK, MANIFEST, about, read_manifest, refuse_other
 from .tally import Histogram, Strongest
 
 
@@ -161,11 +161,7 @@ def _refuse_strays(folder: Path) -> None:
 
 
 def _refuse_others(manifest: dict[str, Any], model: Model, recipe: Recipe, folder: Path, *, add: bool) -> None:
-    told = about(model)
-    for name in ("digest", "preprocess"):
-        if manifest["model"][name] != told[name]:
-            what = "weights" if name == "digest" else name
-            raise SaveError(f"'{folder}' holds an index by {manifest['model']['name']} with other {what}")
+    refuse_other(manifest["model"], model, f"the index in '{folder}'")
     mine, theirs = recipe.to_json(), manifest["recipe"]
     other = [name for name in mine if mine[name] != theirs.get(name)]
     if other and not add:

@@ -54,7 +54,7 @@ def nearest(
     first = 0
     for piece in vectors():
         inside = (numbers >= first) & (numbers < first + len(piece)) & near.isfinite()
-        for pairs in torch.split(inside.nonzero(), _PAIRS):  # type: ignore[no-untyped-call]  # torch's own
+        for pairs in torch.split(inside.nonzero(), _PAIRS):
             row, column = pairs.unbind(1)
             exact[row, column] = _distance(queries[row], piece[numbers[row, column] - first], metric)
         first += len(piece)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,23 @@ MANIFEST: Final = "index.json"
 LOCK: Final = "index.lock"
 FORMAT: Final = 1
 KIND: Final = Kind("an index of images", (MANIFEST, LOCK, "*.safetensors"))
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that a search found.
+
+    Attributes:
+        id: its id.
+        label: its label, or None.
+        prediction: the network's most probable class for it, in words, or None.
+        distance: from the query, in the units of the metric.
+    """
+
+    id: str
+    label: str | None
+    prediction: str | None
+    distance: float
 
 
 class Index:
@@ -128,13 +146,14 @@ class Index:
         Raises:
             SaveError: weights or preprocessing differ.
         """
-        mine = about(model)
-        for name in ("digest", "preprocess"):
-            if mine[name] != self.about[name]:
-                raise SaveError(
-                    f"the index in '{self.folder}' was made with other {'weights' if name == 'digest' else name}: "
-                    f"{self.about['name']} {self.about[name][:60]}, got {mine['name']} {mine[name][:60]}"
-                )
+        refuse_other(self.about, model, f"the index in '{self.folder}'")
+
+    def predicted(self) -> tuple[str, ...] | None:
+        """Return each image's most probable class, in words, or None where the network has none."""
+        predictions, classes = self.predictions(), self.about["classes"] or ()
+        if predictions is None:
+            return None
+        return tuple(classes[i] if i < len(classes) else f"class {i}" for i in predictions.tolist())
 
     def rows(self, name: str) -> Iterator[Tensor]:
         """Yield the rows of a tensor, such as "thumbnails" or "features.0", part by part."""
@@ -197,6 +216,10 @@ class Index:
         settings = f"-{perplexity:g}" if method == "tsne" else ""
         return self.folder / f"map-{method}-{self.number(layer)}{settings}-{seed}.safetensors"
 
+    def vectors(self, rows: Sequence[int], layer: str | None = None, *, pixels: bool = False) -> Tensor:
+        """Return what some of the images are compared by: features, (Q, C), or values of thumbnails in [0, 1]."""
+        return (self.thumbnails()[rows].flatten(1) / 255) if pixels else self.features(layer)[rows]
+
     def search(
         self,
         queries: Tensor,
@@ -212,7 +235,7 @@ class Index:
         Args:
             queries: (Q, C) features, or (Q, 3 · side · side) values of thumbnails in [0, 1].
             k: how many.
-            metric: "cosine" (1 minus it) or "euclidean" distance.
+            metric: "cosine" (1 minus it) or "euclidean" distance of features; pixels are euclidean.
             layer: which of the index's layers; its last where None is named.
             pixels: search thumbnails in place of features.
             skip: a row that is left out for each query, -1 for none.
@@ -229,21 +252,18 @@ class Index:
         if queries.dim() != 2 or queries.shape[1] != width:
             raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
         left = None if skip is None else torch.as_tensor(skip)
-        return nearest_vectors(queries.cpu(), vectors, k, metric, skip=left)
+        return nearest_vectors(queries.cpu(), vectors, k, "euclidean" if pixels else metric, skip=left)
 
-    def search_rows(
-        self,
-        rows: Sequence[int],
-        k: int,
-        *,
-        metric: Metric = "cosine",
-        layer: str | None = None,
-        pixels: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the images nearest to some of its own, each without itself; see `search`. Pixels are euclidean."""
-        if pixels:
-            return self.search(self.thumbnails()[rows].flatten(1) / 255, k, metric="euclidean", pixels=True, skip=rows)
-        return self.search(self.features(layer)[rows], k, metric=metric, layer=layer, skip=rows)
+    def find(self, queries: Tensor, k: int, **given: Any) -> list[list[Found]]:
+        """Return the images nearest to each query in words; see `search`."""
+        predicted = self.predicted()
+        return [
+            [
+                Found(self.ids[row], self.labels[row], predicted[row] if predicted else None, distance)
+                for distance, row in zip(distances, rows, strict=True)
+            ]
+            for distances, rows in zip(*(values.tolist() for values in self.search(queries, k, **given)), strict=True)
+        ]
 
     def agreement(self, k: int, *, metric: Metric = "cosine", layer: str | None = None, pixels: bool = False) -> float:
         """Return the share of the k nearest neighbours that have the label of their image, over all that have one.
@@ -256,7 +276,8 @@ class Index:
             raise InputError(f"the images of the index in '{self.folder}' have no labels; build it with --labels")
         numbers = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
         label = torch.tensor([numbers[name] for name in self.labels])
-        _, rows = self.search_rows(labelled, k, metric=metric, layer=layer, pixels=pixels)
+        queries = self.vectors(labelled, layer, pixels=pixels)
+        _, rows = self.search(queries, k, metric=metric, layer=layer, pixels=pixels, skip=labelled)
         return float((label[rows] == label[labelled, None]).double().mean())
 
     def picture(self, row: int, model: Model) -> Image.Image:
@@ -309,3 +330,18 @@ def about(model: Model) -> dict[str, Any]:
         "preprocess": repr(model.preprocess),
         "classes": None if model.labels is None else list(model.labels),
     }
+
+
+def refuse_other(known: dict[str, Any], model: Model, what: str) -> None:
+    """Refuse a network that features are not of.
+
+    Raises:
+        SaveError: weights or preprocessing differ.
+    """
+    mine = about(model)
+    for name in ("digest", "preprocess"):
+        if mine[name] != known[name]:
+            raise SaveError(
+                f"{what} was made with other {'weights' if name == 'digest' else name}: {known['name']} "
+                f"{known[name][:60]}, got {mine['name']} {mine[name][:60]}; give the network that it was made with"
+            )

@@ -36,12 +36,12 @@ def save_map(index: Index, points: Tensor, path: str | Path, *, method: str, lay
         SaveError: the file cannot be written.
     """
     k = min(_NEIGHBOURS, len(index) - 1)
-    _, near = index.search_rows(range(len(index)), k, layer=layer)
+    _, near = index.search(index.features(layer), k, layer=layer, skip=range(len(index)))
     groups = _groups(index)
     tiles = index.thumbnails()
     side = tiles.shape[-1]
     columns = max(1, min(_ATLAS // side, round(len(tiles) ** 0.5) or 1))
-    rows = max(1, _ATLAS // side)
+    down = max(1, _ATLAS // side)
     data = {
         "points": _packed(points.float()),
         "near": _packed(near.int()),
@@ -50,9 +50,9 @@ def save_map(index: Index, points: Tensor, path: str | Path, *, method: str, lay
         "side": side,
         "k": k,
         "columns": columns,
-        "rows": rows,
+        "rows": down,
         "spacing": _spacing(points),
-        "atlases": [_atlas(tiles[i : i + columns * rows], columns) for i in range(0, len(tiles), columns * rows)],
+        "atlases": [_atlas(tiles[i : i + columns * down], columns) for i in range(0, len(tiles), columns * down)],
     }
     page = render_page(
         "map.html.j2",
@@ -70,11 +70,9 @@ def _groups(index: Index) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if any(label is not None for label in index.labels):
         made["label"] = _numbered(index.labels)
-    predictions = index.predictions()
-    if predictions is not None:
-        classes: Sequence[str] = index.about["classes"] or []
-        names = [classes[i] if i < len(classes) else f"class {i}" for i in predictions.tolist()]
-        made["prediction"] = _numbered(names)
+    predicted = index.predicted()
+    if predicted is not None:
+        made["prediction"] = _numbered(predicted)
     return made
 
 

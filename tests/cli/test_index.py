@@ -33,9 +33,23 @@ def test_from_a_folder_to_neighbours_and_a_map(run: Run, pictures: Path) -> None
     assert rows[0]["distance"] < 1e-6 < rows[1]["distance"]
     code, out, _ = run("index", "query", "cats", "--id", "whole/1.png", "-k", "1")
     assert "whole/0.png" in out
-    code, out, _ = run("index", "query", "cats", "--agreement", "-k", "1", "--json")
+    code, out, _ = run("index", "agreement", "cats", "-k", "1", "--json")
     shares = json.loads(out)
     assert shares["features"] == 1.0 > shares["pixels"], "to the network a mirrored cat is the cat, to pixels it is not"
+    code, out, _ = run("index", "export", "cats", "database")
+    assert (code, "4 images" in out) == (0, True)
+    code, out, _ = run(
+        "index",
+        "query",
+        "cats",
+        "pictures/face/0.png",
+        "--database",
+        "database",
+        "--where",
+        "label = 'whole'",
+        "--json",
+    )
+    assert {row["label"] for row in json.loads(out)} == {"whole"}
     code, out, _ = run("index", "verify", "cats")
     assert "every file is what was written" in out
     code, out, _ = run("index", "map", "cats", "--method", "pca", "--out", "map.html")
@@ -52,6 +66,7 @@ def test_from_a_folder_to_neighbours_and_a_map(run: Run, pictures: Path) -> None
     ("arguments", "told"),
     [
         (("query", "cats"), "holds no index"),
+        (("query", "cats", "--where", "label = 'cat'"), "give --database too"),
         (("build", "cats", "nowhere"), "does not exist"),
         (("add", "cats", "pictures"), "holds no index"),
         (("build", "cats", "pictures", "--layer", "no"), "no layer 'no'"),

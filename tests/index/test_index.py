@@ -239,7 +239,7 @@ def test_queries_are_found_as_the_index_has_them(index: Index, model: Model, ima
     distances, rows = index.search(queries, 3, layer="4", metric="euclidean")
     assert rows[:, 0].tolist() == list(range(5))
     assert float(distances[:, 0].max()) < 1e-5
-    _, others = index.search_rows(range(5), 3, layer="4", metric="euclidean")
+    _, others = index.search(queries, 3, layer="4", metric="euclidean", skip=range(5))
     assert not (others == torch.arange(5)[:, None]).any()
 
 

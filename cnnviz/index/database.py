@@ -1,0 +1,171 @@
+"""Features in a LanceDB database, on disk or in an object store: searched with conditions, if large approximately."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+from torch import Tensor
+
+from ..errors import InputError, OptionError, SaveError
+from ..models import Model
+from .search import Metric
+from .store import Found, Index, refuse_other
+
+_ABOUT: Final = b"cnnviz"
+_COLUMNS: Final = ("id", "label", "prediction", "digest")
+_PROBES: Final = 32  # partitions of an approximate index that are looked into
+_REFINED: Final = 10  # times k candidates whose true distances are computed
+
+
+class Database:
+    """Features of an index's images at one layer, in a LanceDB table; ``pip install 'cnnviz[index]'``.
+
+    Attributes:
+        uri: a folder, or ``s3://…`` and what else LanceDB reads.
+        about: of what network and layer.
+    """
+
+    def __init__(self, uri: str, table: str = "images") -> None:
+        """Open a database that `fill` wrote.
+
+        Raises:
+            SaveError: there is none, or the table is not of cnnviz.
+            InputError: LanceDB is not installed.
+        """
+        self.uri = uri
+        try:
+            self._table: Any = _connect(uri).open_table(table)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise SaveError(f"'{uri}' has no table '{table}' ({error}); cnnviz index export writes one") from error
+        told = (self._table.schema.metadata or {}).get(_ABOUT)
+        if told is None:
+            raise SaveError(f"table '{table}' in '{uri}' was not written by cnnviz; give another name")
+        self.about: dict[str, Any] = json.loads(told)
+
+    def __len__(self) -> int:
+        return int(self._table.count_rows())
+
+    @classmethod
+    def fill(cls, index: Index, uri: str, table: str = "images", *, layer: str | None = None) -> Database:
+        """Write the images of an index to a table, or those that it does not have, by their ids.
+
+        Each part of the index is one transaction, so that what was interrupted can be done again.
+
+        Args:
+            index: the images.
+            uri: a folder, or ``s3://…``.
+            table: its name.
+            layer: whose features; the index's last by default.
+
+        Raises:
+            SaveError: the table is of another network or layer.
+            InputError: LanceDB is not installed.
+        """
+        import pyarrow as arrow
+
+        database = _connect(uri)
+        number = index.number(layer)
+        about = {
+            "digest": index.about["digest"],
+            "preprocess": index.about["preprocess"],
+            "layer": index.layers[number],
+        }
+        width = next(index.rows(f"features.{number}")).shape[1]
+        fields = [*((name, arrow.string()) for name in _COLUMNS), ("vector", arrow.list_(arrow.float32(), width))]
+        schema = arrow.schema(fields, metadata={_ABOUT: json.dumps({**about, "name": index.about["name"]})})
+        if table in database.list_tables().tables:
+            there = cls(uri, table)
+            other = [name for name, value in about.items() if there.about[name] != value]
+            if other:
+                raise SaveError(f"table '{table}' in '{uri}' is of another {other[0]}; give another name")
+        else:
+            database.create_table(table, schema=schema)
+        made = cls(uri, table)
+        for rows, vectors in _parts(index, f"features.{number}"):
+            columns = [arrow.array([row[name] for row in rows], arrow.string()) for name in _COLUMNS]
+            values = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.flatten().numpy()), width)
+            part = arrow.Table.from_arrays([*columns, values], schema=schema)
+            made._table.merge_insert("id").when_not_matched_insert_all().execute(part)
+        return made
+
+    def accelerate(self, metric: Metric = "cosine") -> None:
+        """Build an approximate index (inverted file, product quantisation), which searches use from then on."""
+        from lancedb.index import IvfPq
+
+        self._table.create_index("vector", config=IvfPq(distance_type=_DISTANCES[metric]), replace=True)
+
+    def check(self, model: Model) -> None:
+        """Refuse a network that the features are not of.
+
+        Raises:
+            SaveError: weights or preprocessing differ.
+        """
+        refuse_other(self.about, model, f"the database in '{self.uri}'")
+
+    def search(
+        self, queries: Tensor, k: int, *, metric: Metric = "cosine", where: str | None = None, exact: bool = False
+    ) -> list[list[Found]]:
+        """Return the images nearest to each query, (Q, C), nearest first.
+
+        Args:
+            queries: features.
+            k: how many.
+            metric: "cosine" or "euclidean".
+            where: a condition in SQL on id, label, prediction or digest, such as ``label = 'cat'``.
+            exact: do without the approximate index.
+
+        Raises:
+            OptionError: the condition cannot be read.
+            InputError: the queries have another number of values than the features.
+        """
+        width = self._table.schema.field("vector").type.list_size
+        if queries.dim() != 2 or queries.shape[1] != width:
+            raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
+        found = []
+        for query in queries.float().cpu().numpy():
+            asked = self._table.search(query).distance_type(_DISTANCES[metric]).limit(k)
+            asked = asked.bypass_vector_index() if exact else asked.nprobes(_PROBES).refine_factor(_REFINED)
+            try:
+                asked = asked if where is None else asked.where(where, prefilter=True)
+                rows = asked.select([*_COLUMNS, "_distance"]).to_arrow().to_pylist()
+            except (ValueError, RuntimeError) as error:
+                if where is None:
+                    raise
+                raise OptionError(f"where: '{where}' cannot be searched for: {error}") from error
+            found.append([_found(row, metric) for row in rows])
+        return found
+
+
+_DISTANCES: Final[dict[Metric, Literal["cosine", "l2"]]] = {"cosine": "cosine", "euclidean": "l2"}
+
+
+def _found(row: dict[str, Any], metric: Metric) -> Found:
+    away = max(float(row["_distance"]), 0.0)  # LanceDB's euclidean distances are squares
+    return Found(row["id"], row["label"], row["prediction"], away**0.5 if metric == "euclidean" else away)
+
+
+def _connect(uri: str) -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise InputError("a database needs LanceDB; pip install 'cnnviz[index]'") from error
+    try:
+        return lancedb.connect(uri)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SaveError(f"'{uri}' cannot be connected to: {error}") from error
+
+
+def _parts(index: Index, name: str) -> Iterator[tuple[list[dict[str, str | None]], Tensor]]:
+    """Yield the columns and features of the images of each part."""
+    predicted = index.predicted()
+    first = 0
+    for vectors in index.rows(name):
+        rows: list[dict[str, str | None]] = []
+        for row in range(first, first + len(vectors)):
+            entry = index.entry(row)
+            told = predicted[row] if predicted else None
+            rows.append({"id": entry.item.id, "label": entry.item.label, "prediction": told, "digest": entry.digest})
+        yield rows, vectors
+        first += len(vectors)
