@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +15,6 @@ import torch
 import cnnviz
 from cnnviz.data import demo_picture
 from cnnviz.report import Report, make_report
-
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = os.environ.get("CNNVIZ_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        told = "no Chromium found; install it, or name it in CNNVIZ_CHROMIUM"
-        pytest.fail(told) if os.environ.get("CNNVIZ_REQUIRE_BROWSER") == "1" else pytest.skip(told)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""The map of an index, in a real browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnviz.engines import build_index
+from cnnviz.index import lay_out
+from cnnviz.report import save_map
+from tests.index.conftest import COUNT, fill, small_model
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("map")
+    index = build_index(small_model(), fill(place / "images"), place / "index", layer="1", workers=0)
+    return save_map(index, lay_out(index, "pca"), place / "map.html", method="principal components")
+
+
+COLOURED = """() => {
+    const map = document.getElementById("map");
+    const data = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
+    let count = 0;
+    for (let i = 0; i < data.length; i += 4) {
+        const [low, , high] = [...data.slice(i, i + 3)].sort((a, b) => a - b);
+        count += high - low > 60 && data[i + 3] > 200;
+    }
+    return count;
+}"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_images_are_looked_at_found_and_chosen(page_of: Path, browser: Any, width: int, scheme: str) -> None:
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url))
+    page.goto(page_of.as_uri())
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert f"{COUNT} images, as Sequential sees them" in page.inner_text("h1")
+    assert page.locator("#legend button").all_inner_texts() == ["blue\n8", "green\n8", "red\n7"]
+    assert page.evaluate(COLOURED) > 100
+    # Under the pointer: the image, what it is, and what is near it.
+    x, y = page.evaluate("screen(3)")
+    box = page.locator("#map").bounding_box()
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.wait_for_timeout(100)
+    assert page.inner_text("#card .name") == "blue/009.png"
+    assert "label: blue · prediction: " in page.inner_text("#card .what")
+    assert page.locator("#card .near canvas").count() == 8
+    # One class alone, then one image by its name.
+    page.locator("#legend button", has_text="red").click()
+    page.wait_for_timeout(100)
+    assert page.evaluate("[...Array(count).keys()].filter(lit).length") == 7
+    page.locator("#legend button", has_text="red").click()
+    page.fill("#find", "012")
+    page.wait_for_timeout(100)
+    assert page.evaluate("[...Array(count).keys()].filter(lit).map(i => data.ids[i])") == ["blue/012.png"]
+    page.fill("#find", "")
+    # Zooming stops before nothing is left to see, and the whole map comes back.
+    before = page.evaluate("view.scale")
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    for _ in range(12):
+        page.mouse.wheel(0, -500)
+    page.wait_for_timeout(100)
+    assert before < page.evaluate("view.scale") <= page.evaluate("most") * 1.0001
+    page.click("#whole")
+    page.wait_for_timeout(100)
+    assert page.evaluate("view.scale") == pytest.approx(before)
+    page.select_option("#colour", "prediction")
+    assert complaints == []
+
+
+def test_names_cannot_break_the_page(tmp_path: Path, browser: Any) -> None:
+    images = fill(tmp_path / "images", 5)
+    (images / "red" / "002.png").rename(images / "red" / "<img src=x onerror=alert(1)><!--<script>.png")
+    index = build_index(small_model(), images, tmp_path / "index", layer="1", workers=0)
+    made = save_map(index, lay_out(index, "pca"), tmp_path / "map.html", method="principal components")
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.goto(made.as_uri())
+    assert json.loads(page.inner_text("#data") or page.evaluate("JSON.stringify(data)"))["ids"] == list(index.ids)
+    x, y = page.evaluate("screen(4)")
+    box = page.locator("#map").bounding_box()
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.wait_for_timeout(200)
+    assert complaints == []
