@@ -29,7 +29,7 @@ KEPT_MEMORY = {
 
 
 HERE = Path(__file__).parent
-AS_USERS_HAVE_IT = [HERE / f"test_{name}.py" for name in ("attribution", "fast_style", "synthesis")]
+AS_USERS_HAVE_IT = [HERE / f"test_{name}.py" for name in ("attribution", "fast_style", "index", "synthesis")]
 
 
 def main() -> int:
