@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,6 +31,7 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
             os.fsync(handle)  # before the name is the file's: a crash of the machine must not leave it empty
         Path(scratch).chmod(0o644)
         Path(scratch).replace(place)
+        _settle(place.parent)
     except OSError as error:
         told = f"'{place}' cannot be written ({error.strerror}); give a path that you may write to"
         raise SaveError(told) from error
@@ -37,6 +39,16 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
         if scratch:
             Path(scratch).unlink(missing_ok=True)
     return place
+
+
+def _settle(folder: Path) -> None:
+    """Let a folder's new names survive a crash of the machine, where the system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @dataclass(frozen=True)

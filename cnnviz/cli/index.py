@@ -13,6 +13,7 @@ from ..data import find_images, open_dataset, open_image
 from ..engines import build_index
 from ..errors import InputError, OptionError, SaveError
 from ..index import Database, Index, features_of, lay_out
+from ..index import verify as check_files
 from ..models import Model
 from ..report import save_map
 from .common import (
@@ -44,6 +45,9 @@ SetArgument: TypeAlias = Annotated[
     ),
 ]
 LabelsOption: TypeAlias = Annotated[Path | None, typer.Option("--labels", help="CSV file of ids and labels.")]
+RestartOption: TypeAlias = Annotated[
+    bool, typer.Option("--restart", help="Forget what an interrupted run left whose images were others.")
+]
 EngineOption: TypeAlias = Annotated[
     str, typer.Option("--engine", help="local, or ray for a Ray cluster.", metavar="local|ray")
 ]
@@ -70,6 +74,7 @@ def build(
     ] = None,
     top: Annotated[int, typer.Option("--top", help="Strongest units kept for each channel.")] = 16,
     thumbnail: Annotated[int, typer.Option("--thumbnail", help="Side in pixels of the small pictures kept.")] = 32,
+    restart: RestartOption = False,
     engine: EngineOption = "local",
     workers: WorkersOption = 1,
     model: ModelOption = None,
@@ -88,6 +93,7 @@ def build(
         layer=layer or None,
         top=top,
         thumbnail=thumbnail,
+        restart=restart,
         engine=engine,
         workers=workers,
         memory=memory,
@@ -99,6 +105,7 @@ def add(
     folder: FolderArgument,
     images: SetArgument,
     labels: LabelsOption = None,
+    restart: RestartOption = False,
     engine: EngineOption = "local",
     workers: WorkersOption = 1,
     model: ModelOption = None,
@@ -107,7 +114,8 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Add the images of a data set that the index does not have, by their ids."""
-    _build(folder, images, labels, load(model, weights, device), json=json, add=True, engine=engine, workers=workers)
+    loaded = load(model, weights, device)
+    _build(folder, images, labels, loaded, json=json, add=True, restart=restart, engine=engine, workers=workers)
 
 
 def _build(folder: Path, images: Path, labels: Path | None, loaded: Model, *, json: bool, **given: Any) -> None:
@@ -165,11 +173,15 @@ def query(
     if paths:
         loaded = load(model, weights, device)
         index.check(loaded)
-        pictures = [open_image(path) for path in paths]
+        assert loaded.preprocess is not None  # the index's has one
+        pictures = [loaded.preprocess.picture(open_image(path)) for path in paths]
         queries.append(features_of(loaded, index.recipe, pictures, index.number(layer), pixels=pixels))
     wanted = torch.cat(queries)
     if database is not None:
-        found = Database(database, table).search(wanted, k, metric=metric, where=where)
+        searched = Database(database, table)
+        searched.check(index, layer)
+        own = [*names, *[None] * len(paths)]
+        found = searched.search(wanted, k, metric=metric, where=where, skip=own)
     else:
         found = index.find(wanted, k, metric=metric, layer=layer, pixels=pixels, skip=[*rows, *[-1] * len(paths)])
     told = [
@@ -254,14 +266,13 @@ def map_(
 @app.command()
 def verify(folder: FolderArgument, json: JsonOption = False) -> None:
     """Read every file of an index, and tell which are not what was written."""
-    index = Index(folder)
-    wrong = index.verify()
+    wrong = check_files(folder)
     if json:
-        show_json({**_told(index), "wrong": wrong})
+        show_json({"index": str(folder.absolute()), "wrong": wrong})
     if wrong:
-        raise SaveError(f"the index in '{folder}' is damaged: {'; '.join(wrong)}; build it again")
+        raise SaveError(f"the index in '{folder}' is damaged: {'; '.join(wrong)}; build it again with the same images")
     if not json:
-        typer.echo(f"{index.folder}: {len(index)} images, every file is what was written")
+        typer.echo(f"{folder.absolute()}: {len(Index(folder))} images, every file is what was written")
 
 
 def _told(index: Index) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import csv
 import hashlib
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from ..errors import InputError
+from ..errors import CnnvizError, InputError
 from .images import find_images, image_endings
 
 _PATH_COLUMNS: Final = ("path", "uri", "url", "file", "image")
@@ -40,7 +41,8 @@ class Item:
         """Return the image file's bytes.
 
         Raises:
-            InputError: they cannot be read.
+            InputError: there is no such file, or none that may be read.
+            CnnvizError: it cannot be read for now; trying again may help.
         """
         try:
             if "://" in self.place:
@@ -51,8 +53,14 @@ class Item:
             with Path(self.place).open("rb") as file:
                 file.seek(self.offset)
                 return file.read(-1 if self.size is None else self.size)
-        except (OSError, ValueError, ImportError) as error:  # the latter for a protocol whose package is missing
+        except ImportError as error:  # the package of a protocol
+            raise CnnvizError(f"image '{self.id}' cannot be read: {error}; install what reads {self.place}") from error
+        except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
             raise InputError(f"image '{self.id}' cannot be read: {error}") from error
+        except Exception as error:  # a disk or network that fails, in whatever way a protocol tells it
+            raise CnnvizError(
+                f"image '{self.id}' cannot be read for now: {error!r}; start again when it can, what was done is kept"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,17 @@ def open_dataset(place: str | Path, labels: str | Path | None = None) -> Dataset
     if not root.exists():
         raise InputError(f"data set '{place}' does not exist; give a folder, a .parquet or a .tar file")
     tars = sorted(root.glob("*.tar")) if root.is_dir() else [root]
+    if root.is_dir() and tars and (loose := next(_images_in(root), None)):
+        raise InputError(
+            f"data set '{place}' holds both {tars[0].name} and {loose.relative_to(root)}; give the tar files, or the "
+            "images, a folder of their own"
+        )
     if root.suffix == ".parquet":
         items = _manifest(root)
     elif root.suffix == ".tar" or (root.is_dir() and tars):
         items = [item for tar in tars for item in _webdataset(tar)]
     elif root.is_dir():
-        items = [_in_folder(path, root) for path in find_images([root])]
+        items = [_in_folder(path, root) for path in _images_in(root)]
     else:
         raise InputError(f"data set '{place}' is no folder, .parquet or .tar file")
     if not items:
@@ -120,6 +133,13 @@ def open_dataset(place: str | Path, labels: str | Path | None = None) -> Dataset
     return Dataset(str(root), None if labels is None else str(Path(labels).expanduser().absolute()), tuple(items))
 
 
+def _images_in(root: Path) -> Iterator[Path]:
+    try:
+        yield from find_images([root])
+    except InputError:  # there are none
+        return
+
+
 def _in_folder(path: Path, root: Path) -> Item:
     inside = path.relative_to(root)
     return Item(inside.as_posix(), inside.parts[0] if len(inside.parts) > 1 else None, str(path))
@@ -131,13 +151,14 @@ def _manifest(path: Path) -> list[Item]:
     except ImportError as error:
         raise InputError("a Parquet manifest needs pyarrow; pip install 'cnnviz[data]'") from error
     try:
-        table = parquet.read_table(path)
+        names = parquet.read_schema(path).names
+        column = next((name for name in _PATH_COLUMNS if name in names), None)
+        if column is None:
+            got, expected = ", ".join(names), ", ".join(_PATH_COLUMNS)
+            raise InputError(f"manifest '{path}' has the columns {got}; expected one of {expected} with paths or URIs")
+        table = parquet.read_table(path, columns=[name for name in (column, "id", "label") if name in names])
     except (ArrowException, OSError) as error:
         raise InputError(f"manifest '{path}' cannot be read: {error}") from error
-    column = next((name for name in _PATH_COLUMNS if name in table.column_names), None)
-    if column is None:
-        got, expected = ", ".join(table.column_names), ", ".join(_PATH_COLUMNS)
-        raise InputError(f"manifest '{path}' has the columns {got}; expected one of {expected} with paths or URIs")
     places = table.column(column).to_pylist()
 
     def others(name: str) -> list[str | None]:
@@ -146,7 +167,8 @@ def _manifest(path: Path) -> list[Item]:
 
     missing = next((row for row, value in enumerate(places) if not isinstance(value, str)), None)
     if missing is not None:
-        raise InputError(f"manifest '{path}': row {missing} has {places[missing]!r} as its {column}, expected text")
+        got = type(places[missing]).__name__
+        raise InputError(f"manifest '{path}': row {missing} has {got} as its {column}, expected text")
     return [
         Item(own or place, label, place if "://" in place else str(path.parent / place))
         for place, own, label in zip(places, others("id"), others("label"), strict=True)
@@ -162,7 +184,10 @@ def _webdataset(tar: Path) -> Iterator[Item]:
                 name = PurePosixPath(member.name)
                 if member.isfile() and not name.name.startswith("."):
                     stem, _, ending = name.name.partition(".")
-                    samples.setdefault(str(name.with_name(stem)), {})[ending.lower()] = member
+                    files = samples.setdefault(str(name.with_name(stem)), {})
+                    if ending.lower() in files:
+                        raise InputError(f"'{tar}' holds {member.name} twice; give each image a name of its own")
+                    files[ending.lower()] = member
             for key, files in samples.items():
                 images = [ending for ending in files if PurePosixPath(f"_.{ending}").suffix in image_endings()]
                 label = _label_in(archive, files)
@@ -185,7 +210,7 @@ def _label_in(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo]) ->
         except ValueError:
             return None
         found = [told[key] for key in ("label", "cls") if key in told] if isinstance(told, dict) else []
-        return str(found[0]) if found else None
+        return str(found[0]) if found and found[0] is not None else None
     return None
 
 
@@ -205,6 +230,11 @@ def _labelled(items: Sequence[Item], path: Path) -> list[Item]:
     if short is not None:
         raise InputError(f"labels '{path}' has the row {short}; expected an id and a label")
     known = {row[0].strip(): row[1].strip() for row in rows}
+    often = Counter(PurePosixPath(item.id).name for item in items)
+    doubtful = next((name for name, times in often.items() if times > 1 and name in known), None)
+    if doubtful is not None and doubtful not in {item.id for item in items}:
+        told = f"'{doubtful}', which is the name of {often[doubtful]} images"
+        raise InputError(f"labels '{path}' has {told}; give whole ids, such as '{items[0].id}'")
     found = [known.get(item.id, known.get(PurePosixPath(item.id).name)) for item in items]
     if not any(label is not None for label in found):
         raise InputError(f"labels '{path}' has none of the ids, such as '{items[0].id}'")

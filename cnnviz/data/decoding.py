@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Indexed
@@ -45,6 +47,10 @@ def decode(item: Item, number: int, prepare: Callable[[Image.Image], Image.Image
         return Decoded(number, numpy.asarray(prepare(open_image(raw))), digest)
     except InputError as error:
         return Decoded(number, None, digest, str(error))
+    except CnnvizError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a preprocessing makes of a strange picture; the others go on
+        return Decoded(number, None, digest, f"it cannot be resized and cropped ({error!r})")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def decoded(
     prepare: Callable[[Image.Image], Image.Image],
     *,
     workers: int,
-) -> Iterator[list[Decoded]]:
+) -> Generator[list[Decoded]]:
     """Yield batches of decoded images, in order.
 
     Args:
@@ -76,17 +82,22 @@ def decoded(
         workers: processes that decode; 0 decodes where the images are used.
 
     Raises:
-        CnnvizError: a process was killed.
+        CnnvizError: a process was killed, or an image's file could not be read for now.
     """
     options: dict[str, Any] = {"prefetch_factor": _AHEAD} if workers else {}
     # Arrays go through pipes: shared memory, which tensors would take, is often scarce in containers.
     loader = DataLoader(
-        _Batches(items, batches, prepare), batch_size=None, num_workers=workers, collate_fn=_as_it_is, **options
+        _Batches(items, batches, prepare),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # otherwise the global one is drawn from
+        **options,
     )
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not re.search("DataLoader worker .* (exited unexpectedly|is killed by signal)", str(error)):
             raise
         raise CnnvizError(
             f"a process that decodes images was killed ({error}); look for lack of memory, and start again"

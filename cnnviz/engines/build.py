@@ -11,9 +11,9 @@ from typing import Final, Literal
 from torch import nn
 
 from ..data import Dataset, open_dataset
-from ..errors import InputError, LayerError, OptionError
+from ..errors import CnnvizError, InputError, LayerError, OptionError
 from ..index import Index, Job, Recipe, begin, read_manifest
-from ..memory import batch_size, parse_memory
+from ..memory import batch_size, parse_memory, ran_out
 from ..models import Model, Survey, find_module, load_model, survey
 from ..request import Progress, unwatched
 from .local import run_local
@@ -31,6 +31,7 @@ def build_index(
     top: int = 16,
     thumbnail: int = 32,
     add: bool = False,
+    restart: bool = False,
     engine: Literal["local", "ray"] = "local",
     workers: int = 1,
     memory: int | str | None = None,
@@ -39,7 +40,8 @@ def build_index(
     """Run a network over a data set and keep what it makes of it; what is interrupted goes on where it was.
 
     The same call after an interruption, even by a kill, computes what is missing; no image is lost or counted twice.
-    Batches are those of the data set, whoever computes them, so that engines give the same bits on the same device.
+    Batches are those of the data set, whoever computes them, so that engines give the same bits on the same device with
+    the same number of threads.
 
     Args:
         model: the network with its preprocessing; None for the embedded MobileNetV2.
@@ -48,7 +50,9 @@ def build_index(
         layer: whose features are kept, one or several; the last spatial output before the head by default.
         top: how many of its strongest units are kept for each channel.
         thumbnail: side in pixels of the small pictures that are kept.
-        add: add the images that a finished index does not have, by their ids; layers and batches are the index's.
+        add: add the images that a finished index does not have, by their ids; layers, batches, units and small pictures
+            are as the index has them.
+        restart: forget what an interrupted run left whose images were others.
         engine: "local", or "ray" for a Ray cluster (``pip install 'cnnviz[ray]'``), which this starts if there is none.
         workers: processes that decode images; with Ray, actors that decode and run the network.
         memory: budget for a batch, in bytes or as "2GiB"; 1 GiB by default.
@@ -84,8 +88,14 @@ def build_index(
         recipe = _of_more(loaded, Path(folder).expanduser(), len(dataset))
     else:
         recipe = _recipe(loaded, layer, len(dataset), parse_memory(memory), top=top, thumbnail=thumbnail)
-    with begin(folder, loaded, dataset, recipe, add=add) as job:
-        _run(job, loaded, engine, workers, progress or unwatched)
+    with begin(folder, loaded, dataset, recipe, add=add, restart=restart) as job:
+        try:
+            _run(job, loaded, engine, workers, progress or unwatched)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            told = f"a batch of {recipe.batch} images does not fit into memory; build another index with less memory="
+            raise CnnvizError(f"{told} (--memory), or on another device") from error
         job.finish()
     return Index(folder)
 

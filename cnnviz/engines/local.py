@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from itertools import islice
 
 from ..data.decoding import Decoded, decoded
@@ -20,7 +21,7 @@ def run_local(job: Job, model: Model, parts: Sequence[int], *, workers: int, pro
     batches = [batch for part in parts for batch in job.batches(part)]
     stream = decoded(job.dataset.items, batches, model.preprocess.picture, workers=workers)
 
-    def told() -> Iterator[list[Decoded]]:
+    def told() -> Generator[list[Decoded]]:
         nonlocal done
         progress(done, total)
         for batch in stream:
@@ -28,7 +29,8 @@ def run_local(job: Job, model: Model, parts: Sequence[int], *, workers: int, pro
             done += len(batch)
             progress(done, total)
 
-    looked_at = told()
-    for part in parts:
-        job.write(part, observer.observe(islice(looked_at, len(job.batches(part)))))
+    # Closed whatever happens, so that no process goes on decoding.
+    with closing(stream), closing(told()) as looked_at:
+        for part in parts:
+            job.write(part, observer.observe(islice(looked_at, len(job.batches(part)))))
     progress(total, total)

@@ -13,6 +13,7 @@ from ..index import Job, Observer
 from ..models import Model
 from ..request import Progress
 
+_TRIALS: Final = 3  # of an actor that dies
 _CPUS: Final = 4  # the least that Ray Data schedules its own work and actors on without waiting for itself
 
 
@@ -44,7 +45,7 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
 
     Raises:
         InputError: Ray is not installed.
-        CnnvizError: a part could not be made.
+        CnnvizError: a part could not be made, after a few trials where its actor died.
     """
     if not os.environ.get("RAY_ADDRESS"):
         # What its own name says, and on Linux too: a cluster of this machine alone, which listens on loopback alone.
@@ -68,7 +69,10 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
+            num_gpus=1 if model.device.type == "cuda" else None,
             fn_constructor_args=(job, model),
+            max_restarts=_TRIALS,
+            max_task_retries=_TRIALS,
         )
         wrong: list[str] = []
         progress(done, total)
@@ -78,6 +82,10 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
             progress(done, total)
         if wrong:
             raise CnnvizError(f"{len(wrong)} of {len(parts)} parts could not be made; {wrong[0]}")
+        if job.missing():
+            raise CnnvizError(f"the actors did not write to '{job.folder}' as it is here; give a folder that all share")
+    except ray.exceptions.RayError as error:
+        raise CnnvizError(f"Ray could not go on ({error}); start again, what was done is kept") from error
     finally:
         if started:
             ray.shutdown()

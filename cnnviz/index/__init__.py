@@ -2,10 +2,10 @@
 
 from .build import Job, begin
 from .database import Database
-from .maps import Principal, lay_out, tsne
+from .maps import Principal, lay_out, place, tsne
 from .observe import Observed, Observer, Recipe, features_of, thumbnails
 from .search import nearest
-from .store import Found, Index, read_manifest
+from .store import Found, Index, read_manifest, verify
 from .tally import Histogram, Strongest, exact_quantile
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "features_of",
     "lay_out",
     "nearest",
+    "place",
     "read_manifest",
     "thumbnails",
     "tsne",
+    "verify",
 ]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
 from ..data import Dataset
-from ..errors import SaveError
+from ..errors import InputError, SaveError
 from ..models import Model
 from ..writing import write_file
 from .observe import Observed, Recipe
-from .part import Part, read_tensors, sha256, write_tensors
-from .store import FORMAT, KIND, LOCK, MANIFEST, about, read_manifest, refuse_other
+from .part import Part, intact, sha256, write_tensors
+from .store import FORMAT, KIND, LOCK, MANIFEST, Index, about, read_manifest, refuse_other
 from .tally import Histogram, Strongest
 
 
@@ -57,8 +58,10 @@ class Job:
         return [part for part in range(self.parts) if not self._there(part)]
 
     def _there(self, part: int) -> bool:
-        path = self.path(part)
-        return path.exists() and Part.open(path).owner == self.owner
+        try:
+            return Part.open(self.path(part)).owner == self.owner
+        except SaveError:  # there is none, or a damaged one
+            return False
 
     def write(self, part: int, observed: Observed) -> None:
         """Write a part, whole or not at all."""
@@ -68,30 +71,55 @@ class Job:
         """Make the parts the index's own: all at once, or none.
 
         Raises:
+            InputError: none of the images can be read; nothing is kept of them, so that they can be tried again.
             SaveError: a part is missing or damaged.
         """
-        manifest = read_manifest(self.folder)
-        old = {told["file"] for told in manifest["parts"]}
-        paths = [self.path(part) for part in range(self.parts)]
-        if not paths or paths[0].name in old:
+        manifest = _sound(self.folder)
+        parts = [Part.open(self.path(part)) for part in range(self.parts)]
+        mine = {part.path.name for part in parts}
+        others = [told for told in manifest["parts"] if told["file"] not in mine]
+        if len(others) + len(parts) == len(manifest["parts"]) and manifest["summary"]:
             return
-        summary = self.folder / f"{self.owner[:12]}-summary.safetensors"
-        _summarise(manifest, self.folder, [Part.open(path) for path in paths], self.recipe, summary)
-        manifest["parts"] += [_told(path, images=len(Part.open(path).entries)) for path in paths]
-        former = manifest["summary"]
-        manifest |= {
-            "summary": _told(summary),
-            "datasets": [*manifest["datasets"], manifest["pending"]],
-            "pending": None,
-        }
-        _write_manifest(self.folder, manifest)
-        if former:
-            (self.folder / former["file"]).unlink(missing_ok=True)
+        left_out = manifest["left_out"] | {name: why for part in parts for name, why in part.left_out.items()}
+        for name in (entry.item.id for part in parts for entry in part.entries):
+            left_out.pop(name, None)
+        kept = [part for part in parts if part.entries]
+        first = bool(manifest["datasets"]) and manifest["datasets"][0]["digest"] == self.dataset.digest
+        told = [_told(part.path, images=len(part.entries)) for part in kept]
+        known = [*told, *others] if first else [*others, *told]
+        if not known:
+            for part in parts:
+                part.path.unlink()
+            raise InputError(f"none of {len(left_out)} images can be read; {next(iter(left_out.values()))}")
+        added = manifest["summary"] is not None and not first
+        before = Index.tallies(self.folder / manifest["summary"]["file"]) if added else {}
+        begin = sum(one["images"] for one in others) if added else 0
+        folded = kept if added else [Part.open(self.folder / one["file"]) for one in known]
+        # Another name each time, so that whoever reads the index goes on with the old one.
+        name = hashlib.sha256(json.dumps([one["sha256"] for one in known]).encode()).hexdigest()[:12]
+        summary = self.folder / f"{name}-summary.safetensors"
+        write_tensors(summary, _summed(before, begin, folded, self.recipe), {})
+        datasets = manifest["datasets"] if first else [*manifest["datasets"], _described(self.dataset)]
+        _write_manifest(
+            self.folder,
+            {
+                **manifest,
+                "parts": known,
+                "summary": _told(summary),
+                "left_out": left_out,
+                "datasets": datasets,
+                "pending": None,
+            },
+        )
 
 
 @contextlib.contextmanager
-def begin(folder: str | Path, model: Model, dataset: Dataset, recipe: Recipe, *, add: bool) -> Iterator[Job]:
+def begin(
+    folder: str | Path, model: Model, dataset: Dataset, recipe: Recipe, *, add: bool, restart: bool = False
+) -> Iterator[Job]:
     """Begin to write an index, or go on where it was interrupted; nobody else may write to it meanwhile.
+
+    Parts of a finished index that are missing or damaged are made anew, where their images are among those given.
 
     Args:
         folder: a new or empty one, or one with an index.
@@ -99,6 +127,7 @@ def begin(folder: str | Path, model: Model, dataset: Dataset, recipe: Recipe, *,
         dataset: the images.
         recipe: what is made of them.
         add: add the images that a finished index does not have, by their ids.
+        restart: forget what an interrupted run left that had other images.
 
     Yields:
         What is to be done; `Job.finish` ends it.
@@ -117,28 +146,50 @@ def begin(folder: str | Path, model: Model, dataset: Dataset, recipe: Recipe, *,
             raise SaveError(f"'{folder}' holds no index that images could be added to; cnnviz index build makes one")
         if not exists:
             _refuse_strays(place)
-        manifest = read_manifest(place) if exists else _new(model, recipe)
+        manifest = _sound(place) if exists else _new(model, recipe)
         _refuse_others(manifest, model, recipe, place, add=add)
         if add:
-            known = {
-                entry.item.id for told in manifest["parts"] for entry in Part.open(place / told["file"]).entries
-            } | {name for told in manifest["parts"] for name in Part.open(place / told["file"]).left_out}
+            parts = [Part.open(place / told["file"]) for told in manifest["parts"]]
+            known = {entry.item.id for part in parts for entry in part.entries}
             dataset = replace(dataset, items=tuple(item for item in dataset.items if item.id not in known))
-        owner = _owner(manifest, dataset)
-        pending = {"source": dataset.source, "labels": dataset.labels, "digest": dataset.digest, "images": len(dataset)}
-        before = manifest["pending"]
-        if before and before["digest"] != pending["digest"]:
-            raise SaveError(
-                f"the index in '{place}' waits for the rest of {before['images']} images of {before['source']}, whose "
-                f"ids or labels have changed since or were others (got {len(dataset)} of {dataset.source}); go on with "
-                "those, or give a new folder"
-            )
-        if not add and not before and manifest["parts"] and manifest["datasets"][0]["digest"] != dataset.digest:
+        elif manifest["datasets"] and manifest["datasets"][0]["digest"] != dataset.digest:
             raise SaveError(f"'{place}' holds an index of other images; add to it with cnnviz index add")
-        if len(dataset) and not (manifest["parts"] and not add):
-            manifest["pending"] = pending
-            _write_manifest(place, manifest)
-        yield Job(place, dataset, recipe, owner)
+        _refuse_to_forget(manifest, dataset, place, restart=restart)
+        job = Job(place, dataset, recipe, _owner(manifest, dataset))
+        _clear(place, {*(told["file"] for told in manifest["parts"]), (manifest["summary"] or {}).get("file")}, job)
+        if len(dataset) and _described(dataset) not in manifest["datasets"]:
+            _write_manifest(place, {**manifest, "pending": _described(dataset)})
+        yield job
+
+
+def _described(dataset: Dataset) -> dict[str, Any]:
+    return {"source": dataset.source, "labels": dataset.labels, "digest": dataset.digest, "images": len(dataset)}
+
+
+def _sound(folder: Path) -> dict[str, Any]:
+    """Return the manifest without the files that are missing or damaged; without a summary if there are such."""
+    manifest = read_manifest(folder)
+    parts = [told for told in manifest["parts"] if intact(folder, told)]
+    summary = manifest["summary"] if manifest["summary"] and intact(folder, manifest["summary"]) else None
+    return {**manifest, "parts": parts, "summary": summary if len(parts) == len(manifest["parts"]) else None}
+
+
+def _refuse_to_forget(manifest: dict[str, Any], dataset: Dataset, folder: Path, *, restart: bool) -> None:
+    before = manifest["pending"]
+    if before and before["digest"] != dataset.digest and not restart:
+        raise SaveError(
+            f"the index in '{folder}' waits for the rest of {before['images']} images of {before['source']}, whose ids "
+            f"or labels have changed since or were others (got {len(dataset)} of {dataset.source}); go on with those, "
+            "or forget what was done of them with restart (--restart)"
+        )
+
+
+def _clear(folder: Path, known: set[str | None], job: Job) -> None:
+    """Remove what runs that were killed, or are forgotten, left behind."""
+    mine = {job.path(part).name for part in range(job.parts)}
+    for path in (*folder.glob(".*-*"), *folder.glob("*-*.safetensors")):
+        if path.name not in known and path.name not in mine and not path.name.startswith("map-"):
+            path.unlink(missing_ok=True)
 
 
 def _new(model: Model, recipe: Recipe) -> dict[str, Any]:
@@ -150,6 +201,7 @@ def _new(model: Model, recipe: Recipe) -> dict[str, Any]:
         "datasets": [],
         "parts": [],
         "summary": None,
+        "left_out": {},
         "pending": None,
     }
 
@@ -184,29 +236,35 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     write_file(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def _summarise(manifest: dict[str, Any], folder: Path, parts: list[Part], recipe: Recipe, path: Path) -> None:
-    """Add the parts' tallies to those of the index, and write the sums."""
-    first = sum(told["images"] for told in manifest["parts"])
-    old = read_tensors(folder / manifest["summary"]["file"]) if manifest["summary"] else {}
+def _summed(before: dict[str, Tensor], begin: int, parts: Sequence[Part], recipe: Recipe) -> dict[str, Tensor]:
+    """Return tallies and those of parts, added up one after the other.
+
+    Args:
+        before: the tallies of what was there before; {} for nothing.
+        begin: number of the first part's first row.
+        parts: each with images.
+        recipe: the index's.
+    """
     tensors: dict[str, Tensor] = {}
     for number in range(len(recipe.layers)):
         names = [f"{name}.{number}" for name in ("strongest", "places", "bins", "counts")]
-        found = [(0, [old[name] for name in names])] if old else []
-        begin = first
+        found = [before[name] for name in names] if before else []
+        strongest = Strongest(found[0], found[1]) if found else None
+        histogram: Histogram | None = None
+        first = begin
         for part in parts:
-            if part.entries:
-                found.append((begin, [part.tensor(name) for name in names]))
-            begin += len(part.entries)
-        if not found:
-            raise SaveError("none of the images can be read; " + next(iter(parts[0].left_out.values())))
-        strongest = Strongest.merged(
-            [Strongest(values, places).shifted(begin) for begin, (values, places, *_) in found], recipe.top
-        )
-        histogram = Histogram.none(strongest.values.shape[1])
-        for _, (*_, bins, counts) in found:
+            values, places, bins, counts = part.tensors(names).values()
+            more = Strongest(values, places).shifted(first)
+            strongest = Strongest.merged([strongest, more] if strongest else [more], recipe.top)
+            if histogram is None:
+                histogram = Histogram.none(values.shape[1])
+                if found:
+                    histogram.add_packed(found[2], found[3])
             histogram.add_packed(bins, counts)
-        tensors |= dict(zip(names, (strongest.values, strongest.places, *histogram.packed()), strict=True))
-    write_tensors(path, tensors, {})
+            first += len(part.entries)
+        if strongest is not None and histogram is not None:
+            tensors |= dict(zip(names, (strongest.values, strongest.places, *histogram.packed()), strict=True))
+    return {**before, **tensors}
 
 
 _writing: set[Path] = set()
@@ -217,12 +275,13 @@ _writing_lock = threading.Lock()
 def _alone(folder: Path) -> Iterator[None]:
     """Keep everybody else from writing, by a lock that its holder takes along when it is killed."""
     busy = SaveError(f"somebody else is writing to the index in '{folder}'; wait for them to end")
+    place = folder.resolve()
     with _writing_lock:  # of this process; the other lock is for others
-        if folder in _writing:
+        if place in _writing:
             raise busy
-        _writing.add(folder)
+        _writing.add(place)
     try:
-        with (folder / LOCK).open("w") as file:
+        with _opened(folder / LOCK) as file:
             # A record lock, which processes that decode do not inherit and so do not keep.
             with contextlib.suppress(ImportError):  # Windows has none
                 import fcntl
@@ -230,8 +289,18 @@ def _alone(folder: Path) -> Iterator[None]:
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
+                    if error.errno not in (errno.EACCES, errno.EAGAIN):
+                        told = f"the folder '{folder}' cannot be locked ({error.strerror}); give one on another disk"
+                        raise SaveError(told) from error
                     raise busy from error
             yield
     finally:
         with _writing_lock:
-            _writing.discard(folder)
+            _writing.discard(place)
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise SaveError(f"'{path.parent}' cannot be written ({error.strerror}); give another folder") from error

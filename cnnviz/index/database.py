@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, OptionError, SaveError
-from ..models import Model
-from .search import Metric
-from .store import Found, Index, refuse_other
+from .search import Metric, check
+from .store import Found, Index
 
 _ABOUT: Final = b"cnnviz"
 _COLUMNS: Final = ("id", "label", "prediction", "digest")
+_TRANSACTION: Final = 20_000  # images
 _PROBES: Final = 32  # partitions of an approximate index that are looked into
 _REFINED: Final = 10  # times k candidates whose true distances are computed
 
@@ -51,7 +52,7 @@ class Database:
     def fill(cls, index: Index, uri: str, table: str = "images", *, layer: str | None = None) -> Database:
         """Write the images of an index to a table, or those that it does not have, by their ids.
 
-        Each part of the index is one transaction, so that what was interrupted can be done again.
+        What was interrupted can be done again: it goes on with the images that are not there.
 
         Args:
             index: the images.
@@ -63,9 +64,9 @@ class Database:
             SaveError: the table is of another network or layer.
             InputError: LanceDB is not installed.
         """
-        import pyarrow as arrow
-
         database = _connect(uri)
+        import pyarrow as arrow  # LanceDB's
+
         number = index.number(layer)
         about = {
             "digest": index.about["digest"],
@@ -96,16 +97,30 @@ class Database:
 
         self._table.create_index("vector", config=IvfPq(distance_type=_DISTANCES[metric]), replace=True)
 
-    def check(self, model: Model) -> None:
-        """Refuse a network that the features are not of.
+    def check(self, index: Index, layer: str | None = None) -> None:
+        """Refuse an index that the features are not of.
 
         Raises:
-            SaveError: weights or preprocessing differ.
+            SaveError: they are of another network or layer.
         """
-        refuse_other(self.about, model, f"the database in '{self.uri}'")
+        mine = {**index.about, "layer": index.layers[index.number(layer)]}
+        other = [name for name in ("digest", "preprocess", "layer") if mine[name] != self.about[name]]
+        if other:
+            what = "network" if other[0] == "digest" else other[0]
+            raise SaveError(
+                f"the database in '{self.uri}' is of another {what} ({self.about['name']}, {self.about['layer']}) "
+                f"than the index in '{index.folder}'; export this one to another table"
+            )
 
     def search(
-        self, queries: Tensor, k: int, *, metric: Metric = "cosine", where: str | None = None, exact: bool = False
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        metric: Metric = "cosine",
+        where: str | None = None,
+        exact: bool = False,
+        skip: Sequence[str | None] | None = None,
     ) -> list[list[Found]]:
         """Return the images nearest to each query, (Q, C), nearest first.
 
@@ -115,17 +130,21 @@ class Database:
             metric: "cosine" or "euclidean".
             where: a condition in SQL on id, label, prediction or digest, such as ``label = 'cat'``.
             exact: do without the approximate index.
+            skip: the id of an image that is left out for each query, None for none.
+
+        Images whose features are all 0 have no cosine, and are not found by it.
 
         Raises:
-            OptionError: the condition cannot be read.
+            OptionError: the condition cannot be read, or `k` or the metric is none.
             InputError: the queries have another number of values than the features.
         """
+        check(k, metric)
         width = self._table.schema.field("vector").type.list_size
         if queries.dim() != 2 or queries.shape[1] != width:
             raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
         found = []
-        for query in queries.float().cpu().numpy():
-            asked = self._table.search(query).distance_type(_DISTANCES[metric]).limit(k)
+        for query, own in zip(queries.float().cpu().numpy(), skip or [None] * len(queries), strict=True):
+            asked = self._table.search(query).distance_type(_DISTANCES[metric]).limit(k + 1)
             asked = asked.bypass_vector_index() if exact else asked.nprobes(_PROBES).refine_factor(_REFINED)
             try:
                 asked = asked if where is None else asked.where(where, prefilter=True)
@@ -134,7 +153,7 @@ class Database:
                 if where is None:
                     raise
                 raise OptionError(f"where: '{where}' cannot be searched for: {error}") from error
-            found.append([_found(row, metric) for row in rows])
+            found.append([_found(row, metric) for row in rows if row["id"] != own][:k])
         return found
 
 
@@ -158,10 +177,10 @@ def _connect(uri: str) -> Any:
 
 
 def _parts(index: Index, name: str) -> Iterator[tuple[list[dict[str, str | None]], Tensor]]:
-    """Yield the columns and features of the images of each part."""
+    """Yield the columns and features of many images at a time, since each such transaction takes its time."""
     predicted = index.predicted()
     first = 0
-    for vectors in index.rows(name):
+    for vectors in _many(index.rows(name)):
         rows: list[dict[str, str | None]] = []
         for row in range(first, first + len(vectors)):
             entry = index.entry(row)
@@ -169,3 +188,15 @@ def _parts(index: Index, name: str) -> Iterator[tuple[list[dict[str, str | None]
             rows.append({"id": entry.item.id, "label": entry.item.label, "prediction": told, "digest": entry.digest})
         yield rows, vectors
         first += len(vectors)
+
+
+def _many(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Join pieces to larger ones."""
+    kept: list[Tensor] = []
+    for piece in pieces:
+        kept.append(piece)
+        if sum(map(len, kept)) >= _TRANSACTION:
+            yield torch.cat(kept)
+            kept = []
+    if kept:
+        yield torch.cat(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy
@@ -21,60 +22,72 @@ _EVERY: Final = 10  # of them between two looks at progress
 _NEAR: Final = 5.0  # neighbours that decide where an image is placed in a map that stays
 
 
+@dataclass(frozen=True)
 class Principal:
-    """Principal components of vectors, by a randomised method that reads them in pieces.
-
-    Block Krylov iteration on the covariance; Musco & Musco 2015, algorithm 2.
+    """Principal components of vectors.
 
     Attributes:
         mean: (D,), float64.
         axes: (D, k), orthonormal, of falling variance; the largest weight of each is positive.
         variance: (k,), along each axis.
-        total: the variance along all D axes.
+        total: (), the variance along all D axes.
     """
 
-    def __init__(self, vectors: Callable[[], Iterable[Tensor]], k: int, *, seed: int = 0) -> None:
-        """Find the components.
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, vectors: Callable[[], Iterable[Tensor]], k: int, *, seed: int = 0) -> Principal:
+        """Find components by a randomised method that reads vectors in pieces.
+
+        Block Krylov iteration on the covariance; Musco & Musco 2015, algorithm 2.
 
         Args:
             vectors: returns all vectors in pieces, (n, D), each time from the beginning.
             k: how many; D are found where there are no more.
             seed: of the first directions.
         """
-        count, total = 0, torch.zeros(())
-        squares = 0.0
+        count, total, squares = 0, torch.zeros(()), torch.zeros((), dtype=torch.float64)
         for piece in vectors():
             count += len(piece)
             total = total + piece.double().sum(0)
-            squares += float(piece.double().square().sum())
-        self.mean = total / count
-        self.total = squares / count - float(self.mean.square().sum())
-        width = len(self.mean)
+            squares += piece.double().square().sum()
+        mean = total / count
+        width = len(mean)
         draws = torch.Generator().manual_seed(seed)
         block = torch.randn(width, min(k + _SPARE, width), generator=draws, dtype=torch.float64)
         blocks = []
         for _ in range(_PASSES):
-            block = torch.linalg.qr(self._through(vectors, block)).Q
+            block = torch.linalg.qr(_scattered(vectors, mean, block)).Q
             blocks.append(block)
         basis = torch.linalg.qr(torch.cat(blocks, 1)[:, :width]).Q
-        spread = torch.linalg.eigh(basis.T @ self._through(vectors, basis) / count)
+        spread = torch.linalg.eigh(basis.T @ _scattered(vectors, mean, basis) / count)
         axes = basis @ spread.eigenvectors.flip(1)[:, : min(k, width)]
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-        self.axes = axes * torch.where(largest < 0, -1.0, 1.0)
-        self.variance = spread.eigenvalues.flip(0)[: self.axes.shape[1]].clamp(min=0)
-
-    def _through(self, vectors: Callable[[], Iterable[Tensor]], basis: Tensor) -> Tensor:
-        """Return the scatter matrix times a basis, (D, l)."""
-        made = torch.zeros_like(basis)
-        for piece in vectors():
-            centred = piece.double() - self.mean
-            made += centred.T @ (centred @ basis)
-        return made
+        axes = axes * torch.where(largest < 0, -1.0, 1.0)
+        variance = spread.eigenvalues.flip(0)[: axes.shape[1]].clamp(min=0)
+        return cls(mean, axes, variance, squares / count - mean.square().sum())
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Return vectors, (n, D), in the plane of the axes: (n, k) float32."""
-        plane: Tensor = (vectors.double() - self.mean) @ self.axes
-        return plane.float()
+        """Return vectors, (n, D), along the axes: (n, k) float32."""
+        along: Tensor = (vectors.double() - self.mean) @ self.axes
+        return along.float()
+
+    def plane(self, vectors: Tensor) -> Tensor:
+        """Return vectors, (n, D), along the first two axes: (n, 2); 0 along one that there is not."""
+        along = self(vectors)[:, :2]
+        return torch.nn.functional.pad(along, (0, 2 - along.shape[1]))
+
+
+def _scattered(vectors: Callable[[], Iterable[Tensor]], mean: Tensor, basis: Tensor) -> Tensor:
+    """Return the scatter matrix times a basis, (D, l)."""
+    made = torch.zeros_like(basis)
+    for piece in vectors():
+        centred = piece.double() - mean
+        made += centred.T @ (centred @ basis)
+    return made
 
 
 def tsne(
@@ -111,7 +124,7 @@ def tsne(
     if not 1 <= perplexity <= (len(features) - 1) / 3:
         limit = (len(features) - 1) / 3
         raise OptionError(f"perplexity: got {perplexity:g}, expected 1 to {limit:.3g} for {len(features)} images")
-    axes = Principal(lambda: [features], min(_COMPONENTS, len(features) - 1), seed=seed)
+    axes = Principal.of(lambda: [features], min(_COMPONENTS, len(features) - 1), seed=seed)
     plain = axes(features).double().numpy()
     settings: dict[str, Any] = {"random_state": seed % 2**32, "n_jobs": torch.get_num_threads()}
     done = 0
@@ -165,13 +178,42 @@ def lay_out(
     features = index.features(layer)
     if known is not None and len(known) == len(features):
         return known
+    old = features if known is None else features[: len(known)]
+    more = None if known is None else features[len(known) :]
+    made = place(index, method, old, more, known, perplexity=perplexity, seed=seed, layer=layer, progress=progress)
+    points = made if known is None else torch.cat([known, made])
+    kept = {"points": points}
     if method == "pca":
-        axes = Principal(lambda: [features if known is None else features[: len(known)]], 2, seed=seed)
-        points = axes(features)
-    else:
-        old = features if known is None else features[: len(known)]
-        more = None if known is None else features[len(known) :]
-        made = tsne(old, perplexity=perplexity, seed=seed, more=more, points=known, progress=progress)
-        points = made if known is None else torch.cat([known, made])
-    write_tensors(index.points_file(method, layer, perplexity=perplexity, seed=seed), {"points": points}, {})
+        axes = axes_of(index, old, seed=seed, layer=layer)
+        kept |= {"mean": axes.mean, "axes": axes.axes, "variance": axes.variance, "total": axes.total}
+    write_tensors(index.points_file(method, layer, perplexity=perplexity, seed=seed), kept, {})
     return points
+
+
+def axes_of(index: Index | None, features: Tensor, *, seed: int, layer: str | None) -> Principal:
+    """Return the axes of an index's map, or of features where it has none."""
+    kept = None if index is None else index.kept_map("pca", layer, seed=seed)
+    if kept is not None:
+        return Principal(**{name: tensor for name, tensor in kept.items() if name != "points"})
+    return Principal.of(lambda: [features], 2, seed=seed)
+
+
+def place(
+    index: Index | None,
+    method: Literal["tsne", "pca"],
+    features: Tensor,
+    more: Tensor | None = None,
+    points: Tensor | None = None,
+    *,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    layer: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Return the map of features, (N, 2), or where more of them, (M, D), are in the map that the others have.
+
+    See `tsne` and `Principal` for arguments and errors.
+    """
+    if method == "tsne":
+        return tsne(features, perplexity=perplexity, seed=seed, more=more, points=points, progress=progress)
+    return axes_of(index, features, seed=seed, layer=layer).plane(features if more is None else more)

@@ -118,7 +118,7 @@ class Observer:
                 continue
             if len({picture.shape for _, picture in pictures}) > 1:
                 raise InputError("pictures have different sizes after preprocessing; give a preprocessing that crops")
-            shown = torch.stack([torch.from_numpy(picture.copy()) for _, picture in pictures]).permute(0, 3, 1, 2)
+            shown = torch.from_numpy(numpy.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)
             maps, made = self._looked_at(shown, batch[0].number)
             rows.append(made)
             for tally, seen in zip(tallies, maps, strict=True):
@@ -131,19 +131,23 @@ class Observer:
                 observed.tensors.update({f"{name}.{number}": tensor for name, tensor in tally.tensors().items()})
         return observed
 
-    def _looked_at(self, pictures: Tensor, seed: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return the layers' maps of pictures, (n, 3, h, w) uint8, and what is kept of each picture."""
+    def _looked_at(self, pictures: Tensor, first: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the layers' maps of pictures, (n, 3, h, w) uint8, and what is kept of each; `first` is the first's."""
         x = self.model.normalisation.normalise(pictures.float() / 255).to(self.model.device, self.model.dtype)
         if self._survey is None:
             self._survey = survey(self.model.module, x)
             know_calls(self._replica, self._survey.counts if self._survey.fixed else {})
-        drawing = own_randomness(x.device, seed) if self._survey.draws else nullcontext()
+        drawing = own_randomness(x.device, first) if self._survey.draws else nullcontext()
         with torch.no_grad(), drawing, capture(self._replica, self.recipe.layers) as seen:
             output = self._replica(x)
         maps = [flat(values, layer) for layer, values in seen.values.items()]
         for layer, values in zip(self.recipe.layers, maps, strict=True):
-            if not bool(torch.isfinite(values).all()):
-                raise InputError(f"layer '{layer}' returns values that are not finite; look at the model's weights")
+            wrong = (~torch.isfinite(values.flatten(1))).any(1).nonzero()
+            if len(wrong):
+                raise InputError(
+                    f"layer '{layer}' returns values that are not finite for image {first + int(wrong[0])} of the data "
+                    "set; look at it and at the model's weights, or use a wider floating type"
+                )
         made = {"thumbnails": thumbnails(pictures, self.recipe.thumbnail)}
         if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1:
             best = output.float().softmax(1).max(1)
@@ -154,12 +158,11 @@ class Observer:
 def features_of(
     model: Model, recipe: Recipe, images: Sequence[Image.Image], layer: int, *, pixels: bool = False
 ) -> Tensor:
-    """Return the features of some pictures at the recipe's layer of a number, (Q, C), or their small pictures' values.
+    """Return the features of pictures at the recipe's layer of a number, (Q, C), or their small pictures' values.
 
-    The latter are in [0, 1], (Q, 3 · side · side).
+    Pictures are as the network sees them, resized and cropped; the values are in [0, 1], (Q, 3 · side · side).
     """
-    assert model.preprocess is not None
-    shown = [Decoded(i, numpy.asarray(model.preprocess.picture(image))) for i, image in enumerate(images)]
+    shown = [Decoded(i, numpy.asarray(image)) for i, image in enumerate(images)]
     batches = (shown[i : i + recipe.batch] for i in range(0, len(shown), recipe.batch))
     tensors = Observer(model, recipe).observe(batches).tensors
     return tensors["thumbnails"].flatten(1) / 255 if pixels else tensors[f"features.{layer}"]

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -60,11 +61,13 @@ class Part:
             SaveError: the file is missing, damaged, or none of cnnviz's.
         """
         with _reading(path) as file:
-            about = json.loads((file.metadata() or {}).get(_FORMAT, "{}"))
-        if "entries" not in about:
-            raise SaveError(f"'{path}' is no part of an index that this version of cnnviz reads")
-        entries = tuple(Entry(Item(*item), digest) for *item, digest in about["entries"])
-        return cls(path, entries, about["left_out"], about["owner"])
+            told = (file.metadata() or {}).get(_FORMAT, "{}")
+        try:
+            about = json.loads(told)
+            entries = tuple(Entry(Item(*item), digest) for *item, digest in about["entries"])
+            return cls(path, entries, about["left_out"], about["owner"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SaveError(f"'{path}' is no part of an index that this version of cnnviz reads ({error!r})") from error
 
     @classmethod
     def write(cls, path: Path, owner: str, items: Sequence[Item], observed: Observed) -> None:
@@ -87,9 +90,15 @@ class Part:
         with _reading(self.path) as file:
             return frozenset(file.keys())
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor, read when it is asked for."""
-        return read_tensors(self.path, [name])[name]
+    def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return tensors by their names, read when they are asked for."""
+        return read_tensors(self.path, names)
+
+    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Return some rows of a tensor, without reading the others."""
+        with _reading(self.path) as file:
+            part = file.get_slice(name)
+            return torch.stack([part[row] for row in rows])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -108,6 +117,12 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
     """
     with _reading(path) as file:
         return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+
+
+def intact(folder: Path, told: Mapping[str, Any]) -> bool:
+    """Whether a file that a manifest names is there, and of the size that was written."""
+    path = folder / str(told["file"])
+    return path.is_file() and path.stat().st_size == told["bytes"]
 
 
 def sha256(path: Path) -> str:
@@ -130,5 +145,5 @@ def _reading(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError) as error:
         raise SaveError(
-            f"'{path}' is missing or damaged ({error}); cnnviz index verify tells about all files"
+            f"'{path}' is missing or damaged ({error}); build the index again with the same images"
         ) from error

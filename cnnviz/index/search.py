@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ..errors import OptionError
+
 Metric: TypeAlias = Literal["cosine", "euclidean"]
 
 _SPARE = 32  # candidates that single precision might have put behind the k nearest
@@ -36,15 +38,20 @@ def nearest(
 
     Returns:
         Distances (Q, k) and numbers (Q, k).
+
+    Raises:
+        OptionError: another metric, or no neighbours asked for.
     """
+    check(k, metric)
     wanted = k + _SPARE
     # Distances do not change, and fewer digits are lost to lengths.
     centre = queries.double().mean(0) if metric == "euclidean" else torch.zeros(())
     centred = (queries - centre).float()
     near = queries.new_empty((len(queries), 0), dtype=torch.float32)
     numbers = torch.empty((len(queries), 0), dtype=torch.long)
-    first = 0
+    first, longest = 0, 0.0
     for piece in vectors():
+        longest = max(longest, float((piece - centre).norm(dim=1).max()))
         found = _candidates(centred, (piece - centre).float(), wanted, metric, None if skip is None else skip - first)
         near, numbers = torch.cat([near, found.values], 1), torch.cat([numbers, found.indices + first], 1)
         near, order = near.topk(min(wanted, near.shape[1]), 1, largest=False)
@@ -60,8 +67,57 @@ def nearest(
         first += len(piece)
     numbers, order = numbers.sort(1)
     exact, order = exact.gather(1, order).sort(dim=1, stable=True)
+    numbers = numbers.gather(1, order)
+    unsure = _unsure(near, k, _rounding(centred, longest, metric)) if first > wanted else torch.empty(0).long()
+    if len(unsure):
+        rest = _by_all(queries[unsure], vectors, wanted, metric, None if skip is None else skip[unsure])
+        exact[unsure], numbers[unsure] = rest
     kept = min(k, first - (0 if skip is None else int((skip >= 0).any())))
-    return exact[:, :kept].float(), numbers.gather(1, order)[:, :kept]
+    return exact[:, :kept].float(), numbers[:, :kept]
+
+
+def check(k: int, metric: str) -> None:
+    """Refuse what cannot be searched for.
+
+    Raises:
+        OptionError: another metric, or no neighbours asked for.
+    """
+    if metric not in ("cosine", "euclidean"):
+        raise OptionError(f"metric: got {metric!r}, expected 'cosine' or 'euclidean'")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise OptionError(f"k: got {k!r}, expected a whole number of at least 1")
+
+
+def _rounding(queries: Tensor, longest: float, metric: Metric) -> Tensor:
+    """Return by how much rough numbers may be wrong, for each query."""
+    unit: float = 8 * torch.finfo(torch.float32).eps * queries.shape[1] ** 0.5
+    lengths = queries.double().norm(dim=1)
+    largest: Tensor = lengths if metric == "cosine" else lengths * (2 * longest) + longest**2
+    return largest * unit
+
+
+def _unsure(near: Tensor, k: int, rounding: Tensor) -> Tensor:
+    """Return the queries of which a vector that is no candidate might be among the k nearest."""
+    return ((near[:, -1].double() - near[:, k - 1].double()) <= 2 * rounding).nonzero()[:, 0]
+
+
+def _by_all(
+    queries: Tensor, vectors: Callable[[], Iterable[Tensor]], wanted: int, metric: Metric, skip: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return distances and numbers of the nearest by the distances of all, in double precision."""
+    best = torch.empty(len(queries), 0, dtype=torch.float64)
+    numbers = torch.empty(len(queries), 0, dtype=torch.long)
+    first = 0
+    for piece in vectors():
+        away = torch.stack([_distance(query.expand_as(piece), piece, metric) for query in queries])
+        own = torch.arange(first, first + len(piece)).expand(len(queries), -1)
+        if skip is not None:
+            away = away.masked_fill(own == skip[:, None], torch.inf)
+        best, order = torch.cat([best, away], 1).sort(dim=1, stable=True)  # the first of equals stays the first
+        numbers = torch.cat([numbers, own], 1).gather(1, order)
+        best, numbers = best[:, :wanted], numbers[:, :wanted]
+        first += len(piece)
+    return best, numbers
 
 
 def _candidates(queries: Tensor, piece: Tensor, wanted: int, metric: Metric, skip: Tensor | None) -> Any:

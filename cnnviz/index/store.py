@@ -20,7 +20,7 @@ from ..errors import InputError, LayerError, OptionError, SaveError, nearest
 from ..models import Model
 from ..writing import Kind
 from .observe import Recipe
-from .part import Entry, Part, read_tensors, sha256
+from .part import Entry, Part, intact, read_tensors, sha256
 from .search import Metric
 from .search import nearest as nearest_vectors
 from .tally import Histogram, Strongest, exact_quantile
@@ -28,6 +28,7 @@ from .tally import Histogram, Strongest, exact_quantile
 MANIFEST: Final = "index.json"
 LOCK: Final = "index.lock"
 FORMAT: Final = 1
+_NAMES: Final = 20_000  # among which the nearest to a wrong one is looked for
 KIND: Final = Kind("an index of images", (MANIFEST, LOCK, "*.safetensors"))
 
 
@@ -72,18 +73,18 @@ class Index:
             raise SaveError(f"the index in '{folder}' is not finished; run cnnviz index build again, and it goes on")
         self.recipe = Recipe.from_json(manifest["recipe"])
         self.about: dict[str, Any] = manifest["model"]
-        for told in (*manifest["parts"], manifest["summary"]):
-            path = self.folder / told["file"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != told["bytes"]:
-                got = "is missing" if size is None else f"has {size} bytes where {told['bytes']} were written"
-                raise SaveError(f"the index in '{folder}' is damaged: {told['file']} {got}; build it again")
+        broken = [told["file"] for told in (*manifest["parts"], manifest["summary"]) if not intact(self.folder, told)]
+        if broken:
+            raise SaveError(
+                f"the index in '{folder}' is damaged: {broken[0]} is missing or not of the size that was written; "
+                "build it again with the same images, and what is missing is made anew"
+            )
         self._parts = [Part.open(self.folder / told["file"]) for told in manifest["parts"]]
         self._begins = [0]
         for part in self._parts:
             self._begins.append(self._begins[-1] + len(part.entries))
         self._summary = self.folder / manifest["summary"]["file"]
-        self.left_out = {name: why for part in self._parts for name, why in part.left_out.items()}
+        self.left_out: dict[str, str] = manifest["left_out"]
 
     def __len__(self) -> int:
         return self._begins[-1]
@@ -112,8 +113,13 @@ class Index:
 
     def entry(self, row: int) -> Entry:
         """Return where an image is, and its digest."""
+        part, inside = self._place(row)
+        return self._parts[part].entries[inside]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return the part that holds a row, and its number there."""
         part = bisect_right(self._begins, row) - 1
-        return self._parts[part].entries[row - self._begins[part]]
+        return part, row - self._begins[part]
 
     def row(self, name: str) -> int:
         """Return the row of the image with this id.
@@ -124,7 +130,8 @@ class Index:
         try:
             return self.ids.index(name)
         except ValueError:
-            raise InputError(f"the index has no image '{name}'{nearest(name, self.ids)}") from None
+            known = self.ids if len(self) <= _NAMES else ()
+            raise InputError(f"the index has no image '{name}'{nearest(name, known)}") from None
 
     def number(self, layer: str | None) -> int:
         """Return the place of a layer among the index's; of the last one where None is named.
@@ -134,8 +141,6 @@ class Index:
         """
         if layer is None:
             return len(self.layers) - 1
-        last = [name for name in self.layers if name.partition("#")[0] == layer][-1:]
-        layer = last[0] if last else layer
         if layer not in self.layers:
             raise LayerError(f"the index has the layers {', '.join(self.layers)}, got '{layer}'; build one with it")
         return self.layers.index(layer)
@@ -159,11 +164,16 @@ class Index:
         """Yield the rows of a tensor, such as "thumbnails" or "features.0", part by part."""
         for part in self._parts:
             if part.entries:
-                yield part.tensor(name)
+                yield part.tensors([name])[name]
 
     def has(self, name: str) -> bool:
         """Whether all parts have such a tensor."""
         return all(name in part.names for part in self._parts if part.entries)
+
+    @staticmethod
+    def tallies(summary: Path) -> dict[str, Tensor]:
+        """Return the tallies of all channels in a summary's file."""
+        return read_tensors(summary)
 
     def features(self, layer: str | None = None) -> Tensor:
         """Return each image's features at a layer, its maps' means: (N, C)."""
@@ -208,8 +218,17 @@ class Index:
 
         There are fewer points than images where some were added since.
         """
-        path = self.points_file(method, layer, perplexity=perplexity, seed=seed)
-        return read_tensors(path, ["points"])["points"] if path.exists() else None
+        kept = self.kept_map(method, layer, perplexity=perplexity, seed=seed)
+        return None if kept is None else kept["points"]
+
+    def kept_map(
+        self, method: str, layer: str | None = None, *, perplexity: float = 30.0, seed: int = 0
+    ) -> dict[str, Tensor] | None:
+        """Return what `lay_out` kept, points and axes; None where it did not, or where that cannot be read any more."""
+        try:
+            return read_tensors(self.points_file(method, layer, perplexity=perplexity, seed=seed))
+        except SaveError:
+            return None
 
     def points_file(self, method: str, layer: str | None, *, perplexity: float, seed: int) -> Path:
         """Return the file in which `lay_out` keeps points."""
@@ -218,7 +237,9 @@ class Index:
 
     def vectors(self, rows: Sequence[int], layer: str | None = None, *, pixels: bool = False) -> Tensor:
         """Return what some of the images are compared by: features, (Q, C), or values of thumbnails in [0, 1]."""
-        return (self.thumbnails()[rows].flatten(1) / 255) if pixels else self.features(layer)[rows]
+        name = "thumbnails" if pixels else f"features.{self.number(layer)}"
+        found = torch.stack([self._parts[part].rows(name, [inside])[0] for part, inside in map(self._place, rows)])
+        return found.flatten(1) / 255 if pixels else found
 
     def search(
         self,
@@ -281,27 +302,40 @@ class Index:
         return float((label[rows] == label[labelled, None]).double().mean())
 
     def picture(self, row: int, model: Model) -> Image.Image:
-        """Return what the network saw of an image; its thumbnail where the file is gone or has changed."""
+        """Return what the network saw of an image.
+
+        Raises:
+            InputError: its file is gone, or is another one than was looked at.
+        """
         entry = self.entry(row)
-        try:
-            raw = entry.item.read()
-        except InputError:
-            raw = b""
-        if not raw or hashlib.sha256(raw).hexdigest() != entry.digest:
-            part = bisect_right(self._begins, row) - 1
-            small = self._parts[part].tensor("thumbnails")[row - self._begins[part]]
-            return Image.fromarray(small.permute(1, 2, 0).numpy()).resize((model.input_size or (224, 224))[::-1])
+        raw = entry.item.read()
+        if hashlib.sha256(raw).hexdigest() != entry.digest:
+            raise InputError(f"image '{entry.item.id}' has changed since the index was made; build another one")
         image = open_image(raw)
         return image if model.preprocess is None else model.preprocess.picture(image)
 
-    def verify(self) -> list[str]:
-        """Return what is wrong with the index's files, [] where nothing is: each is read and its SHA-256 compared."""
-        manifest = read_manifest(self.folder)
-        return [
-            f"{told['file']} is not what was written"
-            for told in (*manifest["parts"], manifest["summary"])
-            if sha256(self.folder / told["file"]) != told["sha256"]
-        ]
+    def thumbnail(self, row: int) -> Image.Image:
+        """Return the small picture of an image."""
+        part, inside = self._place(row)
+        (small,) = self._parts[part].rows("thumbnails", [inside])
+        return Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Return what is wrong with the files of an index, [] where nothing is: each is read and its SHA-256 compared.
+
+    Raises:
+        SaveError: there is no finished index.
+    """
+    place = Path(folder).expanduser().absolute()
+    manifest = read_manifest(place)
+    if not manifest["parts"]:
+        raise SaveError(f"the index in '{folder}' is not finished; run cnnviz index build again, and it goes on")
+    return [
+        f"{told['file']} is {'not what was written' if (place / told['file']).is_file() else 'missing'}"
+        for told in (*manifest["parts"], manifest["summary"])
+        if not intact(place, told) or sha256(place / told["file"]) != told["sha256"]
+    ]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -314,6 +348,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["kind"] != "cnnviz index" or manifest["format"] != FORMAT:
             raise SaveError(f"'{folder}' holds an index of another version; this one reads format {FORMAT}")
+        if missing := {"model", "recipe", "datasets", "parts", "summary", "left_out", "pending"} - manifest.keys():
+            raise SaveError(f"{MANIFEST} in '{folder}' has no {min(missing)}; build the index in another folder")
     except FileNotFoundError:
         raise SaveError(f"'{folder}' holds no index; cnnviz index build makes one") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

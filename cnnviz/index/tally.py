@@ -83,11 +83,14 @@ class Histogram:
         """Count the values of maps, (N, C, h, w)."""
         bins = _bins(maps).transpose(0, 1).flatten(1)
         bins += torch.arange(len(bins), device=bins.device, dtype=bins.dtype)[:, None] * BINS
-        found = torch.bincount(bins.flatten(), minlength=self.counts.numel())
-        self.counts.add_(found.reshape(self.counts.shape).to(self.counts.device))
+        places = bins.flatten().to(self.counts.device, torch.long)
+        self.counts.view(-1).scatter_add_(0, places, torch.ones_like(places))
 
     def quantile(self, q: float) -> Tensor:
-        """Return the smallest value, (C,), that a share `q` of all values are no larger than; within 1 % of it."""
+        """Return the smallest value, (C,), that a share `q` of all values are no larger than.
+
+        Within 1 % of it where its magnitude is between 2⁻¹⁶ and 2¹⁶; smaller ones are 0, larger ones 2¹⁶.
+        """
         rank = (self.counts.sum(1, keepdim=True).double() * q).ceil().clamp(min=1)
         return _middles()[(self.counts.cumsum(1) < rank).sum(1)]
 
@@ -95,11 +98,12 @@ class Histogram:
         """Return which bins hold anything, as places in the flattened counts, and how much."""
         flat = self.counts.flatten()
         places = flat.nonzero()[:, 0]
-        return places.int(), flat[places]
+        counts = flat[places]
+        return places.int(), counts.int() if int(counts.max()) < 2**31 else counts
 
     def add_packed(self, places: Tensor, counts: Tensor) -> None:
         """Add what `packed` returned."""
-        self.counts.view(-1).index_add_(0, places.long(), counts)
+        self.counts.view(-1).index_add_(0, places.long(), counts.long())
 
 
 def exact_quantile(values: Tensor, q: float) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
+from ..data import MAX_PIXELS
 from ..errors import InputError
 from ..render import to_tensor
 
@@ -37,6 +38,11 @@ class Preprocess:
 
         if self.resize is not None:
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            if len(size) == 1 and size[0] ** 2 * max(image.size) / min(image.size) > MAX_PIXELS:
+                raise InputError(
+                    f"a picture of {image.width} x {image.height} pixels is too long to be resized to {size[0]} on its "
+                    "shorter side; crop it first"
+                )
             image = functional.resize(image, size, InterpolationMode(self.interpolation), antialias=True)
         if self.crop is not None:
             image = functional.center_crop(image, list(self.crop))

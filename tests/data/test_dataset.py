@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from cnnviz import CnnvizError, InputError
+from cnnviz import CnnvizError, InputError, Preprocess
 from cnnviz.data import open_dataset
 from cnnviz.data.decoding import decoded
 
@@ -110,6 +110,26 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, place: str, told: str) -
         open_dataset(tmp_path / place)
 
 
+def test_what_is_doubtful_is_refused(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(folder / "old.tar", "w"):
+        pass
+    with pytest.raises(InputError, match=r"holds both old\.tar and ant/30\.png"):
+        open_dataset(folder)
+    (folder / "old.tar").unlink()
+    (folder / "ant" / "10.png").write_bytes(png(10))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("10.png,gull\n")
+    with pytest.raises(InputError, match="which is the name of 2 images; give whole ids"):
+        open_dataset(folder, labels)
+    with tarfile.open(tmp_path / "double.tar", "w") as archive:
+        for _ in range(2):
+            info = tarfile.TarInfo("a.png")
+            info.size = len(png(1))
+            archive.addfile(info, io.BytesIO(png(1)))
+    with pytest.raises(InputError, match=r"holds a\.png twice"):
+        open_dataset(tmp_path / "double.tar")
+
+
 def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"path": ["a.png", "b.png"], "id": ["1", "1"]}), tmp_path / "all.parquet")
     with pytest.raises(InputError, match="two images with the id '1'"):
@@ -132,6 +152,20 @@ def test_images_are_decoded_in_order_and_bad_ones_told(folder: Path, workers: in
     assert numpy.array_equal(shades["bird/20.png"], numpy.full((2, 2, 3), (20, 20, 235), numpy.uint8))
     assert shades["bird/15.png"] is None
     assert "no image" in found[2].why or "damaged" in found[2].why
+
+
+def _strange(image: Image.Image) -> Image.Image:
+    raise ZeroDivisionError
+
+
+def test_one_strange_picture_does_not_stop_the_others(folder: Path) -> None:
+    (found,) = decoded(open_dataset(folder).items, [range(3)], _strange, workers=1)
+    assert [image.why for image in found] == ["it cannot be resized and cropped (ZeroDivisionError())"] * 3
+
+
+def test_a_picture_that_would_become_too_large_is_left_out() -> None:
+    with pytest.raises(InputError, match="20000 x 1 pixels is too long"):
+        Preprocess(resize=256, crop=(224, 224)).picture(Image.new("RGB", (20000, 1)))
 
 
 def _killed(image: Image.Image) -> Image.Image:

@@ -58,11 +58,14 @@ def test_images_are_there_once(index: Index, model: Model, images: Path, place: 
 def test_another_network_or_table_is_refused(index: Index, model: Model, place: str) -> None:
     with pytest.raises(SaveError, match="has no table 'images'"):
         Database(place)
-    Database.fill(index, place, layer="1").check(model)
+    Database.fill(index, place, layer="1").check(index, "1")
     with pytest.raises(SaveError, match="is of another layer"):
         Database.fill(index, place, layer="4")
-    with pytest.raises(SaveError, match="was made with other weights"):
-        Database(place).check(small_model(seed=1))
+    with pytest.raises(SaveError, match=r"is of another layer \(Sequential, 1\)"):
+        Database(place).check(index, "4")
+    other = build_index(small_model(seed=1), index.entry(0).item.place.rpartition("/")[0], place + "-other", layer="1")
+    with pytest.raises(SaveError, match="is of another network"):
+        Database(place).check(other, "1")
     lancedb.connect(place).create_table("foreign", pyarrow.table({"id": ["a"]}))
     with pytest.raises(SaveError, match="was not written by cnnviz"):
         Database(place, "foreign")

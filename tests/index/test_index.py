@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnviz import CnnvizError, LayerError, Model, OptionError, SaveError
-from cnnviz.data import open_dataset, open_image
+from cnnviz import CnnvizError, InputError, LayerError, Model, OptionError, SaveError
+from cnnviz.data import Item, open_dataset, open_image
 from cnnviz.engines import build_index
-from cnnviz.index import Index, exact_quantile, features_of, read_manifest
+from cnnviz.index import Index, exact_quantile, features_of, read_manifest, verify
 from tests.index.conftest import COUNT, fill, small_model
 
 LAYERS = ("1", "4")
@@ -135,7 +135,7 @@ def test_images_are_added_once(index: Index, model: Model, images: Path, tmp_pat
     for layer in LAYERS:
         torch.testing.assert_close(more.strongest(layer).values, whole.strongest(layer).values, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(more.threshold(0.95, layer), whole.threshold(0.95, layer), rtol=1e-5, atol=1e-6)
-    assert more.verify() == []
+    assert verify(index.folder) == []
     assert len(list(index.folder.glob("*-summary.safetensors"))) == 1
 
 
@@ -151,22 +151,59 @@ def test_images_that_cannot_be_read_are_told_and_left_out(model: Model, images: 
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "a.png").write_bytes(b"no picture")
-    with pytest.raises(SaveError, match="none of the images can be read"):
+    with pytest.raises(InputError, match="none of 1 images can be read"):
         build_index(model, empty, tmp_path / "nothing", workers=0)
+    # What was mended since is read, there and where it is added.
+    for place in (images / "green" / "004.png", empty / "a.png"):
+        Image.new("RGB", (20, 20)).save(place)
+    assert build_index(model, empty, tmp_path / "nothing", workers=0).ids == ("a.png",)
+    more = build_index(model, images, index.folder, add=True, workers=0)
+    assert set(more.ids) == set(whole.ids)
+    assert more.left_out == {}
 
 
-def test_damage_is_refused_and_found(index: Index, model: Model) -> None:
-    assert index.verify() == []
-    part = next(iter(sorted(index.folder.glob("*-000002.safetensors"))))
-    whole = part.read_bytes()
-    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert index.verify() == [f"{part.name} is not what was written"]
-    part.write_bytes(whole[:100])
-    with pytest.raises(SaveError, match=r"damaged: .*-000002.safetensors has 100 bytes where"):
-        Index(index.folder)
+def test_what_cannot_be_read_for_now_is_tried_again(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    read, reads = Item.read, []
+
+    def failing(item: Item) -> bytes:
+        reads.append(item.id)
+        if len(reads) == 10:
+            raise CnnvizError("the disk is gone")
+        return read(item)
+
+    monkeypatch.setattr(Item, "read", failing)
+    with pytest.raises(CnnvizError, match="the disk is gone"):
+        build_index(model, images, tmp_path / "index", workers=0)
+    index = build_index(model, images, tmp_path / "index", workers=0)
+    assert len(index) == COUNT
+    assert index.left_out == {}
+
+
+def test_damage_is_found_refused_and_mended(index: Index, model: Model, images: Path) -> None:
+    assert verify(index.folder) == []
+    before = {path.name: path.read_bytes() for path in index.folder.glob("*.safetensors")}
+    part = index.folder / next(name for name in sorted(before) if name.endswith("-000002.safetensors"))
+    (summary,) = index.folder.glob("*-summary.safetensors")
+    part.write_bytes(before[part.name][:-1] + bytes([before[part.name][-1] ^ 1]))
+    assert verify(index.folder) == [f"{part.name} is not what was written"]
+    for damaged in ([part], [summary], [part, summary]):
+        for path in damaged:
+            path.write_bytes(before[path.name][:100])
+        assert verify(index.folder) == [f"{path.name} is not what was written" for path in damaged]
+        with pytest.raises(SaveError, match=r"damaged: .* not of the size that was written; build it again"):
+            Index(index.folder)
+        build_index(model, images, index.folder, layer=LAYERS, workers=0, top=3)
+        after = {path.name: path.read_bytes() for path in index.folder.glob("*.safetensors")}
+        assert after == before
+    expected = index.threshold(0.9, "1")
     part.unlink()
-    with pytest.raises(SaveError, match="is missing"):
-        Index(index.folder)
+    assert verify(index.folder) == [f"{part.name} is missing"]
+    assert build_index(model, images, index.folder, add=True, workers=0).ids != index.ids  # those come last now
+    assert sorted(Index(index.folder).ids) == sorted(index.ids)
+    torch.testing.assert_close(Index(index.folder).threshold(0.9, "1"), expected)
 
 
 def test_what_is_no_index_of_this_model_is_refused(index: Index, images: Path, tmp_path: Path, model: Model) -> None:
@@ -204,12 +241,24 @@ def test_an_interrupted_build_does_not_go_on_with_other_images(
     (images / "red" / "002.png").unlink()
     with pytest.raises(SaveError, match="waits for the rest of 23 images"):
         build_index(model, images, tmp_path / "index", workers=0)
+    made = build_index(model, images, tmp_path / "index", workers=0, restart=True)
+    assert len(made) == COUNT - 1
+    assert len(list(made.folder.glob("*.safetensors"))) == 7  # six parts and the summary
+
+
+def test_nothing_is_drawn_from_the_global_generator(model: Model, images: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    build_index(model, images, tmp_path / "index", workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_writes_at_a_time(model: Model, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+
     def meanwhile(done: int, total: int) -> None:
-        with pytest.raises(SaveError, match="somebody else is writing"):
-            build_index(model, images, tmp_path / "index", workers=0)
+        for place in (tmp_path / "index", tmp_path / "link" / "index"):
+            with pytest.raises(SaveError, match="somebody else is writing"):
+                build_index(model, images, place, workers=0)
 
     build_index(model, images, tmp_path / "index", workers=0, progress=meanwhile)
 
@@ -234,7 +283,7 @@ def test_labels_agree_by_pixels_of_coloured_noise(index: Index) -> None:
 
 
 def test_queries_are_found_as_the_index_has_them(index: Index, model: Model, images: Path) -> None:
-    pictures = [open_image(item.read()) for item in open_dataset(images).items[:5]]
+    pictures = [model.preprocess.picture(open_image(item.read())) for item in open_dataset(images).items[:5]]
     queries = features_of(model, index.recipe, pictures, index.number("4"))
     distances, rows = index.search(queries, 3, layer="4", metric="euclidean")
     assert rows[:, 0].tolist() == list(range(5))
@@ -243,14 +292,24 @@ def test_queries_are_found_as_the_index_has_them(index: Index, model: Model, ima
     assert not (others == torch.arange(5)[:, None]).any()
 
 
-def test_pictures_are_what_the_network_saw_and_thumbnails_where_they_are_gone(
-    index: Index, model: Model, images: Path
-) -> None:
+def test_pictures_are_what_the_network_saw_or_refused(index: Index, model: Model, images: Path) -> None:
     shown = index.picture(3, model)
     assert shown.size == (16, 16)
+    assert index.thumbnail(3).size == (32, 32)
     path = Path(index.entry(3).item.place)
     Image.new("RGB", (20, 20)).save(path)
-    assert index.picture(3, model).size == (16, 16)
-    assert index.picture(3, model).tobytes() != shown.tobytes()
-    assert Image.open(path).getpixel((0, 0)) == (0, 0, 0)
-    assert max(index.picture(3, model).getpixel((0, 0))) > 100  # a thumbnail of what was indexed
+    with pytest.raises(InputError, match="has changed since the index was made"):
+        index.picture(3, model)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        index.picture(3, model)
+
+
+def test_bad_searches_are_named(index: Index) -> None:
+    queries = index.features("4")[:2]
+    with pytest.raises(OptionError, match="metric: got 'l2', expected 'cosine' or 'euclidean'"):
+        index.search(queries, 3, metric="l2")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="k: got -2"):
+        index.search(queries, -2)
+    with pytest.raises(InputError, match=r"got \(2, 4\), expected \(Q, 5\)"):
+        index.search(queries[:, :4], 2)

@@ -60,3 +60,25 @@ def test_near_ones_far_from_the_origin_are_told_apart() -> None:
     _, numbers = nearest(vectors[20:21], lambda: [vectors], 3, "euclidean")
     assert set(numbers[0].tolist()) == {19, 20, 21}
     assert int(numbers[0, 0]) == 20
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("piece", [7, 64, 1000])
+def test_of_many_alike_the_first_are_found(metric: Any, piece: int) -> None:
+    vectors = torch.randn(400, 24)
+    vectors[50:250] = vectors[50]
+    distances, numbers = nearest(vectors[50:51], lambda: vectors.split(piece), 5, metric)
+    assert numbers[0].tolist() == [50, 51, 52, 53, 54]
+    assert float(distances.max()) < 1e-6
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_many_that_single_precision_cannot_tell_apart(metric: Any) -> None:
+    draws = torch.Generator().manual_seed(0)
+    vectors = torch.randn(1, 24, generator=draws) + 1e-6 * torch.randn(500, 24, generator=draws)
+    others = torch.randn(300, 24, generator=draws)
+    every = torch.cat([others, vectors])
+    queries = torch.cat([vectors[:3], others[:2]])
+    distances, _ = nearest(queries, lambda: every.split(64), 5, metric)
+    for row, expected in enumerate(obvious(queries, every, metric, None)):
+        assert distances[row].tolist() == pytest.approx([away for away, _ in expected[:5]], rel=1e-6, abs=1e-12)

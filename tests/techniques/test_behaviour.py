@@ -94,6 +94,8 @@ def test_patches_of_an_index_are_those_of_its_images(model: Model, x: Tensor, in
         cnnviz.explain(model, None, "top-patches", index=str(index.folder), layer=LAYER, top=17)
     with pytest.raises(InputError, match="neither images nor an index"):
         cnnviz.explain(model, None, "top-patches", layer=LAYER)
+    with pytest.raises(OptionError, match="give one of the two"):
+        cnnviz.explain(model, x, "top-patches", layer=LAYER, index=str(index.folder))
 
 
 def test_regions_are_above_the_quantile_of_the_data_set(model: Model, x: Tensor, index: Index) -> None:
@@ -127,20 +129,20 @@ def test_regions_are_lit_and_the_rest_is_dark(model: Model, x: Tensor) -> None:
 def test_principal_components_are_those_of_a_plain_decomposition() -> None:
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(300, 40, generator=draws) * torch.linspace(3, 0.1, 40) + 5
-    axes = Principal(lambda: x.split(37), 4)
+    axes = Principal.of(lambda: x.split(37), 4)
     centred = x.double() - x.double().mean(0)
     plain = torch.linalg.svd(centred, full_matrices=False)
     torch.testing.assert_close(
         (axes.axes * plain.Vh[:4].T).sum(0).abs(), torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0
     )
     torch.testing.assert_close(axes.variance, plain.S[:4] ** 2 / 300, rtol=1e-6, atol=0)
-    assert axes.total == pytest.approx(float(plain.S.square().sum()) / 300, rel=1e-9)
-    assert torch.equal(axes(x), Principal(lambda: x.split(37), 4)(x))
+    assert float(axes.total) == pytest.approx(float(plain.S.square().sum()) / 300, rel=1e-9)
+    assert torch.equal(axes(x), Principal.of(lambda: x.split(37), 4)(x))
 
 
 def test_a_projection_is_that_of_the_features(model: Model, x: Tensor, index: Index) -> None:
     made = cnnviz.explain(model, x, "projection", layer=LAYER)
-    axes = Principal(lambda: [features(model, x)], 2)
+    axes = Principal.of(lambda: [features(model, x)], 2)
     torch.testing.assert_close(made.points, axes(features(model, x)), rtol=1e-4, atol=1e-5)
     there = cnnviz.explain(model, None, "projection", layer=LAYER, index=str(index.folder))
     torch.testing.assert_close(there.points, made.points, rtol=1e-4, atol=1e-5)
@@ -163,3 +165,30 @@ def test_images_find_their_place_in_a_map_that_stays(model: Model, x: Tensor, im
     assert float(away[range(3), range(3)].max()) < 0.2 * spread, "an image comes to lie near its own place"
     with pytest.raises(OptionError, match=r"perplexity: got 30, expected 1 to 7\.33"):
         cnnviz.explain(model, x, "projection", layer=LAYER, method="tsne")
+
+
+def test_components_of_added_images_do_not_move_the_map(model: Model, images: Path, tmp_path: Path) -> None:
+    place = fill(tmp_path / "images", 9)
+    index = build_index(model, place, tmp_path / "index", layer=LAYER, workers=0)
+    points = lay_out(index, "pca")
+    for more in (5, 4):
+        fill(place, more, first=len(index))
+        index = build_index(model, place, index.folder, add=True, workers=0)
+        moved = lay_out(index, "pca")
+        assert torch.equal(moved[: len(points)], points)
+        points = moved
+    pictures = model.prepare([open_image(index.entry(17).item.read())])
+    made = cnnviz.explain(model, pictures, "projection", layer=LAYER, index=str(index.folder))
+    torch.testing.assert_close(made.points[-1], points[17], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_gone_is_shown_small_and_not_run(model: Model, tmp_path: Path) -> None:
+    place = fill(tmp_path / "images", 6)
+    index = build_index(model, place, tmp_path / "index", layer=LAYER, workers=0)
+    query = model.prepare([open_image(index.entry(0).item.read())])
+    Path(index.entry(1).item.place).unlink()
+    made = cnnviz.explain(model, query, "neighbours", layer=LAYER, index=str(index.folder), k=6)
+    assert sorted(made.indices[0].tolist()) == list(range(6))
+    for technique in ("top-patches", "activation-overlay"):
+        with pytest.raises(InputError, match="cannot be read"):
+            cnnviz.explain(model, None, technique, layer=LAYER, index=str(index.folder), top=6)

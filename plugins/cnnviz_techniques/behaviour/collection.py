@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cnnviz import Field, InputError, LayerError, Request, capture, render
@@ -31,8 +32,26 @@ def open_index(request: Request, folder: str | None) -> Index:
 
 
 def pictures(request: Request, index: Index, rows: list[int]) -> Tensor:
-    """Return what the network saw of images of an index, (n, 3, H, W) in [0, 1]."""
+    """Return what the network saw of images of an index, (n, 3, H, W) in [0, 1].
+
+    Raises:
+        InputError: a file is gone, or is another one than was looked at.
+    """
     return torch.stack([render.to_tensor(index.picture(row, request.described)) for row in rows])
+
+
+def shown(request: Request, index: Index, rows: list[int]) -> Tensor:
+    """Return pictures of images of an index to look at, (n, 3, H, W): small ones, enlarged, where files are gone."""
+    made = {row: render.to_tensor(_picture(request, index, row)) for row in set(rows)}
+    return torch.stack([made[row] for row in rows])
+
+
+def _picture(request: Request, index: Index, row: int) -> Image.Image:
+    try:
+        return index.picture(row, request.described)
+    except InputError:
+        height, width = request.described.input_size or (224, 224)
+        return index.thumbnail(row).resize((width, height))
 
 
 def of_maps(

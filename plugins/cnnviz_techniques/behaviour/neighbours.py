@@ -10,7 +10,7 @@ from torch import Tensor
 from cnnviz import Field, InputError, Neighbours, Options, Request, Technique, hookimpl
 from cnnviz.index import Index, nearest, thumbnails
 
-from .collection import INDEX, features, open_index, pictures
+from .collection import INDEX, features, open_index, shown
 
 _SIDE = 32
 
@@ -43,7 +43,7 @@ def neighbours(request: Request, options: NeighboursOptions) -> Neighbours:
     if index is None:
         seen, names = request.pictures[numbers], [f"image {row}" for row in numbers]
     else:
-        seen, names = pictures(request, index, numbers), [index.labels[row] or index.ids[row] for row in numbers]
+        seen, names = shown(request, index, numbers), [index.labels[row] or index.ids[row] for row in numbers]
     captions = tuple(
         f"image {row // len(spaces)} by {spaces[row % len(spaces)]}: {', '.join(names[row * k : (row + 1) * k])}"
         for row in range(len(indices))
@@ -61,8 +61,8 @@ def _nearest(request: Request, options: NeighboursOptions, index: Index | None, 
     """Return distances and numbers of each image's neighbours, (N, k)."""
     pixels = space == "pixels"
     if pixels:
-        shown = (request.pictures * 255).round().byte()
-        values = thumbnails(shown, index.recipe.thumbnail if index else _SIDE).flatten(1) / 255
+        seen = (request.pictures * 255).round().byte()
+        values = thumbnails(seen, index.recipe.thumbnail if index else _SIDE).flatten(1) / 255
     else:
         values = features(request)
     metric = "euclidean" if pixels else options.metric

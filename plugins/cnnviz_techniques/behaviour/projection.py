@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from cnnviz import Field, Options, Projection, Request, Technique, hookimpl
-from cnnviz.index import Principal, thumbnails, tsne
+from cnnviz.index import place, thumbnails
 
 from .collection import INDEX, features, open_index
+
+_SHOWN = 20_000  # images of an index whose small pictures are shown
 
 
 class ProjectionOptions(Options):
@@ -29,42 +31,33 @@ def project(request: Request, options: ProjectionOptions) -> Projection:
     """
     own = features(request, share=(0.0, 0.5)) if request.given else torch.empty(0)
     caption = f"{options.method} of {request.layer}"
+    seed = request.generator.initial_seed()
+    lay = partial(
+        place,
+        method=options.method,
+        perplexity=options.perplexity,
+        seed=seed,
+        progress=lambda done, total: request.advance(done, total, (0.5, 1.0)),
+    )
     if request.given and options.index is None:
-        return Projection(points=_laid_out(request, options, own), captions=(f"{caption}, {len(own)} images",))
+        return Projection(points=lay(None, features=own), captions=(f"{caption}, {len(own)} images",))
     index = open_index(request, options.index)
-    known, items, seed = index.features(request.layer), index.ids, request.generator.initial_seed()
+    known, items = index.features(request.layer), index.ids
     points = index.points(options.method, request.layer, perplexity=options.perplexity, seed=seed)
     if points is None or len(points) < len(known):
-        points = _laid_out(request, options, known)
-    shown = index.thumbnails()
+        points = lay(index, features=known, layer=request.layer)
+    shown = index.thumbnails() if len(index) <= _SHOWN else None
     if request.given:
-        points = torch.cat([points, _laid_out(request, options, known, own, points)])
-        small = thumbnails((request.pictures * 255).round().byte(), shown.shape[-1])
-        shown, items = torch.cat([shown, small]), (*items, *(f"image {i}" for i in range(len(own))))
+        points = torch.cat([points, lay(index, features=known, more=own, points=points, layer=request.layer)])
+        items = (*items, *(f"image {i}" for i in range(len(own))))
+        if shown is not None:
+            small = thumbnails((request.pictures * 255).round().byte(), shown.shape[-1])
+            shown = torch.cat([shown, small])
     return Projection(
-        points=points, items=items, pictures=shown.float() / 255, captions=(f"{caption}, {len(points)} images",)
-    )
-
-
-def _laid_out(
-    request: Request,
-    options: ProjectionOptions,
-    vectors: Tensor,
-    more: Tensor | None = None,
-    points: Tensor | None = None,
-) -> Tensor:
-    """Return the map of vectors, or where more of them are in it, (M, 2)."""
-    if options.method == "pca":
-        axes = Principal(lambda: [vectors], 2, seed=request.generator.initial_seed())
-        made = axes(vectors if more is None else more)
-        return torch.nn.functional.pad(made, (0, 2 - made.shape[1]))  # a layer of one channel
-    return tsne(
-        vectors,
-        perplexity=options.perplexity,
-        seed=request.generator.initial_seed(),
-        more=more,
         points=points,
-        progress=lambda done, total: request.advance(done, total, (0.5, 1.0)),
+        items=items,
+        pictures=None if shown is None else shown.float() / 255,
+        captions=(f"{caption}, {len(points)} images",),
     )
 
 

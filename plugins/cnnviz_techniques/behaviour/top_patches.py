@@ -53,6 +53,8 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     `values` (M, K, 4) each unit's activation, image, row and column. Images given are all held in memory; of an index
     those that are shown. Zeiler & Fergus 2014, figure 2; Springenberg 2015, figure 3.
     """
+    if request.given and options.index is not None:
+        raise OptionError("option 'index': got images as well; give one of the two")
     index = None if request.given else open_index(request, options.index)
     strongest = _strongest(request, options.top) if index is None else index.strongest(request.layer)
     if index is not None and options.top > index.recipe.top:

@@ -40,8 +40,8 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
     figure 3 and section 2.2.
     """
     index = None if request.given and options.index is None else open_index(request, options.index)
+    every = _maps(request, request.inputs) if request.given else torch.empty(0)
     if index is None:
-        every = torch.cat(of_maps(request, request.inputs, lambda maps, _: maps.float().cpu()))
         limits = exact_quantile(every.transpose(0, 1).flatten(1), options.quantile)
     else:
         limits = index.threshold(options.quantile, request.layer)
@@ -51,10 +51,14 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
         raise OptionError(f"option 'channels': got {wrong[0]}, {told}")
     channels = options.channels or tuple(range(min(_FIRST, len(limits))))
     images, values = [], []
-    for channel in channels:
-        shown = request.pictures if request.given else _strongest(request, index, channel, options.top)
-        inputs = request.inputs if request.given else request.normalisation.normalise(shown).to(request.example)
-        maps = torch.cat(of_maps(request, inputs, lambda maps, _, channel=channel: maps[:, channel].float().cpu()))
+    for number, channel in enumerate(channels):
+        share = (number / len(channels), (number + 1) / len(channels))
+        if request.given:
+            shown, maps = request.pictures, every[:, channel]
+        else:
+            shown = _strongest(request, index, channel, options.top)
+            inputs = request.normalisation.normalise(shown).to(request.example)
+            maps = _maps(request, inputs, share)[:, channel]
         images.append(_picture(shown, maps, float(limits[channel])))
         values.append(maps)
     captions = tuple(
@@ -64,6 +68,11 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
     return Gallery(
         images=torch.stack(images), rows=torch.tensor(channels), values=torch.stack(values), captions=captions
     )
+
+
+def _maps(request: Request, inputs: Tensor, share: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Return the layer's maps of some inputs, (N, C, h, w)."""
+    return torch.cat(of_maps(request, inputs, lambda maps, _: maps.float().cpu(), share=share))
 
 
 def _strongest(request: Request, index: Index, channel: int, top: int) -> Tensor:
