@@ -29,7 +29,8 @@ KEPT_MEMORY = {
 
 
 HERE = Path(__file__).parent
-AS_USERS_HAVE_IT = [HERE / f"test_{name}.py" for name in ("attribution", "fast_style", "index", "synthesis")]
+TECHNIQUES = ("attribution", "fast_style", "index", "occlusion", "synthesis")
+AS_USERS_HAVE_IT = [HERE / f"test_{name}.py" for name in TECHNIQUES]
 
 
 def main() -> int:

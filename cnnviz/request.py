@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias, TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
+from .incremental import densified
 from .memory import Batches, batch_size, need
 from .models import (
     Layer,
@@ -349,6 +351,7 @@ class Request:
         shared: bool = False,
         share: tuple[float, float] = (0.0, 1.0),
         any_layout: bool = False,
+        sizes: Sequence[int] | None = None,
     ) -> Tensor:
         """Score many made inputs without gradients, in batches that fit the budget.
 
@@ -361,6 +364,8 @@ class Request:
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
             any_layout: on a CPU give the model its inputs channels last, which is up to twice as fast, where it returns
                 the same then but for rounding; not for differences of scores, which rounding shows in.
+            sizes: how many there are in each batch, for inputs that take less memory than whole ones (`Patched`); by
+                default as many as fit the budget.
 
         Returns:
             (count,) scores.
@@ -378,7 +383,8 @@ class Request:
 
         def all_targets() -> Tensor:
             self._classes(None)  # before the first batch, which should hold nothing else
-            return torch.cat(self.batched(scored, count, example=make(0, 1) if self._inputs is None else None))
+            example = make(0, 1) if self._inputs is None else None
+            return torch.cat(self.batched(scored, count, example=example, sizes=sizes))
 
         with torch.no_grad():
             scores = self._shared.once(("sweep", self.layer, self._sweeps), all_targets) if shared else all_targets()
@@ -392,6 +398,7 @@ class Request:
         backward: bool = False,
         example: Tensor | None = None,
         at_most: int | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> list[Made]:
         """Return ``work(start, stop)`` for consecutive ranges that cover `count` images, in batches within the budget.
 
@@ -401,15 +408,22 @@ class Request:
             backward: `work` takes gradients.
             example: one of the images, (1, C, H, W), where they are not of the samples' shape.
             at_most: so many images in a batch, whatever the budget allows.
+            sizes: how many there are in each batch, whatever the budget allows.
         """
         known = self._survey(example)
         device = (self.inputs if example is None else example).device
         size = min(batch_size(known, self.memory, device, backward=backward), at_most or count)
+        if sizes is not None:
+            stops = list(itertools.accumulate(sizes))
+            return [made for n, stop in zip(sizes, stops, strict=True) for made in self._run_part(work, stop - n, n)]
         if example is None:
             return self._batches.run(count, size, work)
         know_calls(self.model, known.counts if known.fixed else {})
         with own_randomness(device, self.generator.initial_seed()) if known.draws else nullcontext():
             return self._batches.run(count, size, work)
+
+    def _run_part(self, work: Callable[[int, int], Made], first: int, count: int) -> list[Made]:
+        return self._batches.run(count, count, lambda start, stop: work(first + start, first + stop))
 
     def advance(self, done: int, total: int, share: tuple[float, float] = (0.0, 1.0)) -> None:
         """Tell how far a part of the work is, which goes from ``share[0]`` to ``share[1]`` of the whole."""
@@ -586,10 +600,10 @@ class Request:
 
     def _run(self, x: Tensor) -> Any:
         if not isinstance(self._target, (Selector, Several)):
-            return self.model(x)
+            return densified(self.model(x))
         with capture(self.model, self._target.layer, stop=True) as seen:
             self.model(x)
-        return seen.output
+        return densified(seen.output)
 
     def _classes(self, output: Any) -> Tensor | None:
         """Return the explained classes of each sample, (N, K), from its output where they are not known."""

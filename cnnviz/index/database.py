@@ -16,8 +16,8 @@ from .store import Found, Index
 _ABOUT: Final = b"cnnviz"
 _COLUMNS: Final = ("id", "label", "prediction", "digest")
 _TRANSACTION: Final = 20_000  # images
-_PROBES: Final = 32  # partitions of an approximate index that are looked into
-_REFINED: Final = 10  # times k candidates whose true distances are computed
+_PROBES: Final = 64  # partitions of an approximate index that are looked into
+_REFINED: Final = 100  # times k candidates whose true distances are computed
 
 
 class Database:

@@ -8,8 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cnnviz import Baseline, Field, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz import Baseline, Field, ModelError, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz.incremental import Changes, Unfollowed, cropped
 from cnnviz.ops import occlude
+
+_FEW = 16  # windows
+_WORTH_IT = 1.2  # times as many operations
 
 
 class OcclusionOptions(Options):
@@ -20,7 +24,11 @@ class OcclusionOptions(Options):
     baseline: Baseline = Field(
         0.0, description="what covers: a number, one per channel, or an image, in the units of the model's input"
     )
-    method: Literal["auto", "dense"] = Field("auto", description="dense runs every covered image through the network")
+    method: Literal["auto", "dense", "incremental"] = Field(
+        "auto",
+        description="incremental recomputes only what a window changed, dense every covered image; the map is the "
+        "same, and auto takes what computes less",
+    )
 
 
 def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
@@ -37,19 +45,58 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
         )
     rows = _spans(height, options.window[0], options.stride[0])
     columns = _spans(width, options.window[1], options.stride[1])
-    boxes = [(*row, *column) for row in rows for column in columns]
+    boxes = torch.tensor([(*row, *column) for row in rows for column in columns])
     cover = request.baseline(options.baseline)
-    owner = torch.arange(count).repeat_interleave(len(boxes))
-    windows = torch.cat([owner[:, None], torch.tensor(boxes).repeat(count, 1)], 1)
+    original = request.base_scores()
+    scores = _incremental(request, boxes, cover, options.method) if options.method != "dense" else None
+    if scores is None:
+        scores = _dense(request, boxes, cover)
+    drops = original.double()[:, None] - scores.double()
+    return _mean_over_windows(drops.reshape(count, len(rows), len(columns)), rows, columns, (height, width)).to(images)
+
+
+def _dense(request: Request, boxes: Tensor, cover: Tensor) -> Tensor:
+    """Return the score of each image with each window covered, (N, windows), by running all of them."""
+    images = request.inputs
+    owner = torch.arange(len(images)).repeat_interleave(len(boxes))
+    windows = torch.cat([owner[:, None], boxes.repeat(len(images), 1)], 1)
     channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
     def covered(start: int, stop: int) -> Tensor:
         return occlude(images, windows[start:stop], cover, channels_last=channels_last)
 
-    original = request.base_scores()
-    scores = request.sweep(covered, count * len(boxes), owner, shared=True)
-    drops = original.double()[:, None] - scores.double().reshape(count, len(boxes))
-    return _mean_over_windows(drops.reshape(count, len(rows), len(columns)), rows, columns, (height, width)).to(images)
+    return request.sweep(covered, len(windows), owner, shared=True).reshape(len(images), len(boxes))
+
+
+def _incremental(request: Request, boxes: Tensor, cover: Tensor, method: str) -> Tensor | None:
+    """Return the same by running only what the windows changed; None where auto finds that it cannot or need not be."""
+    count = len(request.inputs)
+    changes = [_covered(image[None], boxes, cover) for image in request.inputs]
+    try:
+        if method == "auto":
+            # What the network makes of an image is kept, and counting what is saved takes some passes.
+            few = len(boxes) < _FEW or not request.fits(request.inputs[:1])
+            if few or request.once("saving", lambda: changes[0].saving(request, 0)) < _WORTH_IT:
+                return None
+        scores = [one.scores(request, i, share=(i / count, (i + 1) / count)) for i, one in enumerate(changes)]
+    except Unfollowed as error:
+        if method == "auto":
+            return None
+        raise ModelError(f"option 'method': this network cannot be followed, since {error}; take 'auto'") from error
+    return torch.stack(scores)
+
+
+def _covered(image: Tensor, boxes: Tensor, cover: Tensor) -> Changes:
+    """Return an image of which boxes are covered, one at a time, by a cover (C, H, W) or (C, 1, 1)."""
+
+    def patches(numbers: Tensor, size: tuple[int, int]) -> Tensor:
+        if cover.shape[1:] == (1, 1):
+            made = cover[None].expand(len(numbers), -1, *size)
+        else:
+            made = cropped(cover[None], boxes[numbers, ::2].contiguous(), size)
+        return made.contiguous(memory_format=torch.channels_last)
+
+    return Changes(image.contiguous(memory_format=torch.channels_last), boxes, patches)
 
 
 def _spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:

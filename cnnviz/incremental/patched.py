@@ -1,0 +1,205 @@
+"""A batch of images that differ from one image inside a patch each, carried through a network's own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from ..models.receptive_field import function_name
+from ..ops import crop_patches, overlay_crop
+
+Places: TypeAlias = Tensor
+"""(K, 2) int64 on the CPU: first row and column of each patch."""
+
+
+class Unfollowed(Exception):  # noqa: N818  # no error: whoever asked goes the dense way
+    """The network does something to a patch that has to be done to whole maps from the beginning."""
+
+
+class Base:
+    """What a network makes of the one image that all others are compared with: each result is computed once.
+
+    A result is known again by the very tensors that it was computed from, so that it does not matter which calls come
+    before it, and which of them patches did not reach.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Any] = {}
+        self._alive: list[Any] = []  # ids stay unique as long as their tensors live
+
+    def result(self, call: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Return what `compute` returned when the same was called before: a function's name and its arguments."""
+        key = tuple(_known_by(value) for value in call)
+        if key not in self._known:
+            self._known[key] = compute()
+            self._alive.append(call)
+        return self._known[key]
+
+
+def _known_by(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return "tensor", id(value)
+    return tuple(map(_known_by, value)) if isinstance(value, (tuple, list)) else (type(value), value)
+
+
+class Patched(Tensor):
+    """K maps, each of which is the base but for a patch; a tensor (K, C, H, W) to those that hold it.
+
+    Attributes:
+        base: (1, C, H, W), what they share.
+        patch: (K, C, h, w), what is each one's own; it lies within the base.
+        places: where.
+        last: whether channels were moved behind space, so that to its holders it is (K, H, W, C).
+        source: what the network makes of the base.
+        shared: whether others hold a part of it, or it is a part of another.
+        whole: the plain tensor that took its place, once an operation had to see whole maps.
+    """
+
+    base: Tensor
+    patch: Tensor
+    places: Places
+    last: bool
+    source: Base
+    whole: Tensor | None
+    shared: bool
+
+    @staticmethod
+    def __new__(
+        cls, base: Tensor, patch: Tensor, places: Places, source: Base, *, last: bool = False, shared: bool = False
+    ) -> Patched:
+        """Make one; see the class for its arguments."""
+        shape = (len(patch), *base.shape[1:])
+        if last:
+            shape = (shape[0], *shape[2:], shape[1])
+        made: Patched = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=base.dtype, device=base.device)
+        made.base, made.patch, made.places, made.source, made.last = base, patch, places, source, last
+        made.whole, made.shared = None, shared
+        return made
+
+    def with_values(self, base: Tensor, patch: Tensor, **changed: Any) -> Patched:
+        """Return one with other values at the same places."""
+        return Patched(base, patch, self.places, self.source, **{"last": self.last, **changed})
+
+    def part(self, base: Tensor, patch: Tensor, **changed: Any) -> Patched:
+        """Return one that shares memory with this one, so that neither may be written to from now on."""
+        self.shared = True
+        return self.with_values(base, patch, shared=True, **changed)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(height, width) of the patches."""
+        return self.patch.shape[-2], self.patch.shape[-1]
+
+    def dense(self) -> Tensor:
+        """Return the plain tensor that it stands for."""
+        if self.whole is not None:
+            return self.whole
+        full = (self.base.shape[-2], self.base.shape[-1])
+        if self.extent == full:
+            made = self.patch
+        else:
+            made = laid_over(self.base, self.patch, self.places, torch.zeros_like(self.places), full)
+        return made.movedim(1, -1) if self.last else made
+
+    def become(self, other: Any) -> Patched:
+        """Take the value of what an in-place operation returned.
+
+        Raises:
+            Unfollowed: others hold a part of it, which would have to change as well.
+        """
+        if self.shared:
+            raise Unfollowed("a view of a patched map is written to")
+        if isinstance(other, Patched):
+            self.base, self.patch, self.places, self.last = other.base, other.patch, other.places, other.last
+            self.whole = other.whole
+        else:
+            self.whole = other
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # named as torch calls them
+        """Refuse what slipped by `__torch_function__`."""
+        raise Unfollowed(f"{func} is called below Python")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Follow the patch where there is a rule, and go on with whole maps where there is none."""
+        from .rules import RULES
+
+        kwargs = kwargs or {}
+        name = function_name(func)
+        with torch._C.DisableTorchFunctionSubclass():
+            if name in _ASKED:
+                return func(*args, **kwargs)
+            if name in _LAYOUT:
+                return True
+            if "out" in kwargs:
+                raise Unfollowed(f"{name} writes to a tensor that it was given")
+            in_place = _writes(name, args, kwargs)
+            rule = RULES.get(name.rstrip("_") if in_place and not name.endswith("__") else name)
+            made: Any = NotImplemented
+            followed = not in_place or isinstance(args[0], Patched)
+            if rule is not None and followed and all(value.whole is None for value in patched_in((args, kwargs))):
+                made = rule(func, *args, **kwargs)
+            if made is NotImplemented:
+                return _whole(func, args, kwargs, in_place=in_place)
+            return args[0].become(made) if in_place else made
+
+
+_ASKED = frozenset(
+    """__get__ size dim ndimension numel is_floating_point is_complex __len__ element_size get_device type
+    __hash__ __repr__ __format__ stride""".split()  # noqa: SIM905  # a list of words reads better than one of strings
+)
+_LAYOUT = frozenset(("is_contiguous",))
+_INPLACE_ARGUMENT = {
+    "relu": 1, "relu6": 1, "hardswish": 1, "silu": 1, "hardsigmoid": 1, "mish": 1, "selu": 1, "celu": 2, "elu": 2,
+    "leaky_relu": 2, "dropout": 3, "feature_dropout": 3, "hardtanh": 3, "threshold": 3,
+}  # fmt: skip
+
+
+def _writes(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    if name.endswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__iter__"))
+    if name.endswith("_") or kwargs.get("inplace"):
+        return True
+    place = _INPLACE_ARGUMENT.get(name)
+    return place is not None and len(args) > place and args[place] is True
+
+
+def _whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool) -> Any:
+    """Run a function on whole maps."""
+    plain_args, plain_kwargs = densified((args, kwargs))
+    made = func(*plain_args, **plain_kwargs)
+    if in_place and isinstance(args[0], Patched):
+        written = args[0].become(plain_args[0])
+        return written if made is plain_args[0] else made
+    return made
+
+
+def densified(value: Any) -> Any:
+    """Return nested tuples, lists and dictionaries with plain tensors in place of patched ones."""
+    return tree_map_only(Patched, lambda patched: patched.dense(), value)
+
+
+def patched_in(value: Any) -> Iterable[Patched]:
+    """Return the patched tensors in nested tuples, lists and dictionaries."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Patched)]
+
+
+def laid_over(
+    base: Tensor, patch: Tensor, places: Places, corners: Places, size: tuple[int, int], pad: float = 0.0
+) -> Tensor:
+    """Return crops of the base with the patches laid over, (K, C, *size); of maps with more dimensions likewise."""
+    if base.dim() == 4:
+        return overlay_crop(base, patch, places, corners, size, pad=pad)
+    flat = overlay_crop(base.flatten(1, -3), patch.flatten(1, -3), places, corners, size, pad=pad)
+    return flat.reshape(len(patch), *base.shape[1:-2], *size)
+
+
+def cropped(base: Tensor, corners: Places, size: tuple[int, int], pad: float = 0.0) -> Tensor:
+    """Return crops of the base, (K, C, *size)."""
+    return crop_patches(base, torch.zeros(len(corners), dtype=torch.long), corners, size, pad=pad)

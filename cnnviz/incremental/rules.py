@@ -1,0 +1,409 @@
+"""How patches go through torch's functions; a function without a rule sees whole maps from there on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .geometry import Pair, Window, pair, united
+from .patched import Patched, cropped, laid_over
+
+Rule = Callable[..., Any]
+
+
+def _maps(x: Any) -> bool:
+    """Whether a value is a patched (K, C, H, W) map."""
+    return isinstance(x, Patched) and not x.last and x.base.dim() == 4
+
+
+def _finished(made: Patched) -> Any:
+    """Return a patched map, or the plain one where the patch is the whole of it."""
+    return made.dense() if made.extent == tuple(made.base.shape[-2:]) else made
+
+
+def _through_windows(
+    x: Patched, window: Window, base: Tensor, pad: float, compute: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Pair]:
+    """Return what an operation without padding makes of each patch and its surroundings, and where that lies."""
+    places, size = window.reached(x.places, x.extent, (base.shape[2], base.shape[3]))
+    corners, extent = window.seen(places, size)
+    return compute(laid_over(x.base, x.patch, x.places, corners, extent, pad)), places, size
+
+
+def _conv2d(
+    _: Any,
+    input: Any,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    if not _maps(input) or isinstance(weight, Patched):
+        return NotImplemented
+    steps, spread, kernel = pair(stride), pair(dilation), (weight.shape[2], weight.shape[3])
+    if padding == "same":
+        around = [d * (k - 1) for k, d in zip(kernel, spread, strict=True)]
+        if any(n % 2 for n in around):
+            return NotImplemented
+        padding = (around[0] // 2, around[1] // 2)
+    margin = (0, 0) if padding == "valid" else pair(padding)
+    base = input.source.result(
+        ("conv2d", input.base, weight, bias, steps, margin, spread, groups),
+        lambda: functional.conv2d(input.base, weight, bias, steps, margin, spread, groups),
+    )
+    patch, places, _size = _through_windows(
+        input,
+        Window(kernel, steps, margin, spread),
+        base,
+        0.0,
+        lambda x: functional.conv2d(x, weight, bias, steps, 0, spread, groups),
+    )
+    return _finished(Patched(base, patch, places, input.source))
+
+
+def _max_pool2d(
+    _: Any,
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if not _maps(input) or return_indices:
+        return NotImplemented
+    kernel, margin, spread = pair(kernel_size), pair(padding), pair(dilation)
+    steps = pair(stride) if stride else kernel
+    base = input.source.result(
+        ("max_pool2d", input.base, kernel, steps, margin, spread, ceil_mode),
+        lambda: functional.max_pool2d(input.base, kernel, steps, margin, spread, ceil_mode),
+    )
+    patch, places, _size = _through_windows(
+        input,
+        Window(kernel, steps, margin, spread),
+        base,
+        -math.inf,
+        lambda x: functional.max_pool2d(x, kernel, steps, 0, spread),
+    )
+    return _finished(Patched(base, patch, places, input.source))
+
+
+def _avg_pool2d(
+    _: Any,
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    if not _maps(input):
+        return NotImplemented
+    kernel, margin = pair(kernel_size), pair(padding)
+    steps = pair(stride) if stride else kernel
+
+    def whole(x: Tensor, divisor: int | None) -> Tensor:
+        return functional.avg_pool2d(x, kernel, steps, margin, ceil_mode, count_include_pad, divisor)
+
+    base, divisor = input.source.result(
+        ("avg_pool2d", input.base, kernel, steps, margin, ceil_mode, count_include_pad, divisor_override),
+        # A mean over fewer pixels, at the border, is a sum divided by their number.
+        lambda: (
+            whole(input.base, divisor_override),
+            whole(torch.ones_like(input.base[:, :1]), 1) / whole(torch.ones_like(input.base[:, :1]), divisor_override),
+        ),
+    )
+    patch, places, size = _through_windows(
+        input,
+        Window(kernel, steps, margin),
+        base,
+        0.0,
+        lambda x: functional.avg_pool2d(x, kernel, steps, 0, divisor_override=1),
+    )
+    return _finished(Patched(base, patch / cropped(divisor, places, size), places, input.source))
+
+
+def _adaptive_avg_pool2d(_: Any, input: Any, output_size: Any) -> Any:
+    unchanged = _maps(input) and tuple(input.base.shape[-2:]) == pair(output_size)
+    return input.with_values(input.base, input.patch) if unchanged else NotImplemented
+
+
+def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply a function that treats every number by itself to base and patch."""
+    if not isinstance(input, Patched) or any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return NotImplemented
+    name = func.__name__.rstrip("_")
+    function = getattr(torch, name, None) or getattr(functional, name)
+    place = _INPLACE.get(name)
+    given = {key: value for key, value in kwargs.items() if key != "inplace"}
+    plain = args if place is None else args[:place]
+    base = input.source.result(
+        (name, input.base, *plain, *sorted(given.items())), lambda: function(input.base, *plain, **given)
+    )
+    return input.with_values(base, function(input.patch, *plain, **given))
+
+
+_INPLACE: Final = {
+    "relu": 0, "relu6": 0, "hardswish": 0, "silu": 0, "hardsigmoid": 0, "mish": 0, "selu": 0, "celu": 1, "elu": 1,
+    "leaky_relu": 1, "hardtanh": 2, "threshold": 2,
+}  # fmt: skip
+
+
+def _same(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """What changes nothing in eval mode; a new tensor, as a later in-place operation may write to it."""
+    return input.with_values(input.base, input.patch) if isinstance(input, Patched) else NotImplemented
+
+
+def _dropout(_: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    return NotImplemented if training or not isinstance(input, Patched) else _same(_, input)
+
+
+def _stochastic_depth(_: Any, input: Any, p: float, mode: str, training: bool = True) -> Any:
+    return NotImplemented if training or not isinstance(input, Patched) else _same(_, input)
+
+
+def _batch_norm(
+    _: Any,
+    input: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_more: Any,
+) -> Any:
+    if not _maps(input) or training or running_mean is None:
+        return NotImplemented
+
+    def normalised(x: Tensor) -> Tensor:
+        return functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+    base = input.source.result(
+        ("batch_norm", input.base, running_mean, running_var, weight, bias, eps), lambda: normalised(input.base)
+    )
+    return input.with_values(base, normalised(input.patch))
+
+
+def _over_channels(call: tuple[Any, ...], input: Patched, function: Callable[[Tensor], Tensor]) -> Patched:
+    """Apply a function of the channels of each pixel, which come last."""
+
+    def moved(x: Tensor) -> Tensor:
+        return function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    base = input.source.result((*call, input.base), lambda: moved(input.base))
+    return input.with_values(base, moved(input.patch))
+
+
+def _layer_norm(_: Any, input: Any, normalized_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(input, Patched) or not input.last or len(tuple(normalized_shape)) != 1:
+        return NotImplemented
+    shape = tuple(normalized_shape)
+    return _over_channels(
+        ("layer_norm", shape, *args, *sorted(kwargs.items())),
+        input,
+        lambda x: functional.layer_norm(x, shape, *args, **kwargs),
+    )
+
+
+def _linear(_: Any, input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if not isinstance(input, Patched) or not input.last:
+        return NotImplemented
+    return _over_channels(("linear", weight, bias), input, lambda x: functional.linear(x, weight, bias))
+
+
+def _permute(_: Any, input: Any, *dims: Any) -> Any:
+    order = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    if not isinstance(input, Patched) or input.base.dim() != 4:
+        return NotImplemented
+    order = tuple(d % 4 for d in order)
+    if order != ((0, 3, 1, 2) if input.last else (0, 2, 3, 1)):
+        return NotImplemented
+    return input.part(input.base, input.patch, last=not input.last)
+
+
+def _brought_together(parts: Sequence[Patched]) -> tuple[list[Tensor], Tensor]:
+    """Return each one's values inside of one box for all, and where the boxes begin."""
+    first = parts[0]
+    whole = (first.base.shape[-2], first.base.shape[-1])
+    if all(part.extent == first.extent and torch.equal(part.places, first.places) for part in parts[1:]):
+        return [part.patch for part in parts], first.places
+    places, size = united([part.places for part in parts], [part.extent for part in parts], whole)
+    return [
+        part.patch
+        if part.extent == size and torch.equal(part.places, places)
+        else laid_over(part.base, part.patch, part.places, places, size)
+        for part in parts
+    ], places
+
+
+def _alike(parts: Sequence[Any]) -> bool:
+    """Whether all are patched maps of one height and width of the same base image."""
+    return all(isinstance(part, Patched) for part in parts) and all(
+        part.last == parts[0].last
+        and part.source is parts[0].source
+        and part.base.dim() == parts[0].base.dim()
+        and part.base.shape[-2:] == parts[0].base.shape[-2:]
+        for part in parts[1:]
+    )
+
+
+def _arithmetic(function: Callable[..., Tensor]) -> Rule:
+    name = function.__name__
+
+    def rule(_: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+        if isinstance(a, Patched) and isinstance(b, Patched):
+            if not _alike([a, b]):
+                return NotImplemented
+            (mine, theirs), places = _brought_together([a, b])
+            base = a.source.result(
+                (name, a.base, b.base, *sorted(kwargs.items())), lambda: function(a.base, b.base, **kwargs)
+            )
+            return _finished(Patched(base, function(mine, theirs, **kwargs), places, a.source, last=a.last))
+        x, other = (a, b) if isinstance(a, Patched) else (b, a)
+        if isinstance(other, Tensor) and other.dim():
+            shape = (*other.shape, 1, 1) if x.last and other.dim() == 1 else tuple(other.shape)
+            if len(shape) > 4 or shape[-2:] != (1, 1) or (len(shape) == 4 and shape[0] != 1):
+                return NotImplemented
+            other = other.reshape(shape)
+
+        def combined(values: Tensor) -> Tensor:
+            return function(values, other, **kwargs) if x is a else function(other, values, **kwargs)
+
+        call = (name, x is a, x.base, b if x is a else a, *sorted(kwargs.items()))
+        return x.with_values(x.source.result(call, lambda: combined(x.base)), combined(x.patch))
+
+    return rule
+
+
+def _reversed_subtraction(_: Any, a: Any, b: Any) -> Any:
+    return _arithmetic(torch.sub)(_, b, a)
+
+
+def _cat(_: Any, tensors: Any, dim: int = 0) -> Any:
+    parts = list(tensors)
+    channels = -1 if parts and isinstance(parts[0], Patched) and parts[0].last else 1
+    if not _alike(parts) or parts[0].base.dim() != 4 or dim % 4 != channels % 4:
+        return NotImplemented
+    values, places = _brought_together(parts)
+    bases = tuple(part.base for part in parts)
+    base = parts[0].source.result(("cat", *bases), lambda: torch.cat(bases, 1))
+    return _finished(Patched(base, torch.cat(values, 1), places, parts[0].source, last=parts[0].last))
+
+
+def _split(func: Any, input: Any, split_size: Any, dim: int = 0) -> Any:
+    if not _maps(input) or dim % 4 != 1:
+        return NotImplemented
+    function = torch.chunk if func.__name__ == "chunk" else torch.split
+    bases = input.source.result(
+        (func.__name__, input.base, split_size), lambda: function(input.base, split_size, dim=1)
+    )
+    parts = zip(bases, function(input.patch, split_size, dim=1), strict=True)
+    return tuple(input.part(base, patch) for base, patch in parts)
+
+
+def _getitem(_: Any, input: Any, index: Any) -> Any:
+    everything = slice(None)
+    chosen = index if isinstance(index, tuple) else (index,)
+    if not _maps(input) or len(chosen) < 2 or not all(isinstance(part, slice) for part in chosen):
+        return NotImplemented
+    if any(part != everything for axis, part in enumerate(chosen) if axis != 1):
+        return NotImplemented
+    part = chosen[1]
+    base = input.source.result(("slice", input.base, part.start, part.stop, part.step), lambda: input.base[:, part])
+    return input.part(base, input.patch[:, part])
+
+
+def _reshape(_: Any, input: Any, *shape: Any) -> Any:
+    """Follow what splits or joins channels: (K, C, H, W) to (K, a, b, H, W) and back."""
+    if not isinstance(input, Patched) or input.last:
+        return NotImplemented
+    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    count, space = len(input.patch), tuple(input.base.shape[-2:])
+    full = tuple(torch.empty(count, *input.base.shape[1:], device="meta").reshape(wanted).shape)
+    if len(full) < 4 or full[0] != count or full[-2:] != space:
+        return NotImplemented
+    base = input.source.result(("reshape", input.base, full[1:]), lambda: input.base.reshape(1, *full[1:]))
+    return input.part(base, input.patch.reshape(count, *full[1:-2], *input.extent))
+
+
+def _transpose(_: Any, input: Any, dim0: int, dim1: int) -> Any:
+    if not isinstance(input, Patched) or input.last:
+        return NotImplemented
+    dims = input.base.dim()
+    a, b = dim0 % dims, dim1 % dims
+    if min(a, b) < 1 or max(a, b) >= dims - 2:
+        return NotImplemented
+    base = input.source.result(("transpose", input.base, a, b), lambda: input.base.transpose(a, b))
+    return input.part(base, input.patch.transpose(a, b))
+
+
+def _pad(_: Any, input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    if not _maps(input) or mode != "constant" or len(pad) != 4 or min(pad) < 0:
+        return NotImplemented
+    base = input.source.result(
+        ("pad", input.base, tuple(pad), value), lambda: functional.pad(input.base, list(pad), value=value or 0.0)
+    )
+    return Patched(base, input.patch, input.places + torch.tensor((pad[2], pad[0])), input.source)
+
+
+def _interpolate(
+    _: Any, input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args: Any, **kwargs: Any
+) -> Any:
+    if not _maps(input) or mode != "nearest":
+        return NotImplemented
+    base = input.source.result(
+        ("interpolate", input.base, size, scale_factor),
+        lambda: functional.interpolate(input.base, size, scale_factor, mode),
+    )
+    factors = [base.shape[axis] // input.base.shape[axis] for axis in (2, 3)]
+    if [factor * side for factor, side in zip(factors, input.base.shape[2:], strict=True)] != list(base.shape[2:]):
+        return NotImplemented
+    patch = input.patch.repeat_interleave(factors[0], 2).repeat_interleave(factors[1], 3)
+    return Patched(base, patch, input.places * torch.tensor(factors), input.source)
+
+
+RULES: Final[dict[str, Rule]] = {
+    "conv2d": _conv2d,
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "linear": _linear,
+    "permute": _permute,
+    "cat": _cat,
+    "concat": _cat,
+    "concatenate": _cat,
+    "chunk": _split,
+    "split": _split,
+    "__getitem__": _getitem,
+    "view": _reshape,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "pad": _pad,
+    "interpolate": _interpolate,
+    "__rsub__": _reversed_subtraction,
+    "stochastic_depth": _stochastic_depth,
+    **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
+    **dict.fromkeys(("contiguous", "clone", "detach"), _same),
+    **dict.fromkeys(
+        """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu selu celu softplus mish
+        softsign threshold clamp clamp_min clamp_max exp neg abs square sqrt""".split(),  # noqa: SIM905  # reads better
+        _pointwise,
+    ),
+    **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__"), _arithmetic(torch.add)),
+    **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__"), _arithmetic(torch.mul)),
+    **dict.fromkeys(("sub", "subtract", "__sub__", "__isub__"), _arithmetic(torch.sub)),
+    **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _arithmetic(torch.div)),
+}

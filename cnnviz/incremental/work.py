@@ -1,0 +1,32 @@
+"""How much a forward pass computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Counts the multiplications of convolutions and matrix products that this thread runs within the block.
+
+    Attributes:
+        count: so many.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it."""
+        made = func(*args, **(kwargs or {}))
+        match func:
+            case torch.ops.aten.convolution.default:
+                self.count += made.numel() * args[1][0].numel()
+            case torch.ops.aten.addmm.default:
+                self.count += made.numel() * args[1].shape[-1]
+            case torch.ops.aten.mm.default | torch.ops.aten.bmm.default:
+                self.count += made.numel() * args[0].shape[-1]
+        return made

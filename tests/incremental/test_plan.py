@@ -1,0 +1,49 @@
+"""The plan says what is recomputed, call by call."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import nn
+
+from cnnviz.incremental import plan
+from tests.conftest import Run
+
+
+def test_a_plan_by_hand() -> None:
+    """8 pixels in the middle of 32; a 3 x 3 convolution of stride 2 reaches 5 of 16, another 7, the pool all."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3, 1, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    steps = plan(net.eval(), torch.randn(1, 3, 32, 32), (8, 8))
+    assert [(step.call, step.size, step.patch) for step in steps] == [
+        ("conv2d", (16, 16), (5, 5)),
+        ("relu", (16, 16), (5, 5)),
+        ("conv2d", (16, 16), (7, 7)),
+        ("adaptive_avg_pool2d", (1, 1), None),
+        ("flatten", None, None),
+        ("linear", None, None),
+    ]
+    assert [(step.whole, step.done) for step in steps if step.whole] == [
+        (4 * 16 * 16 * 27, 4 * 5 * 5 * 27),
+        (8 * 16 * 16 * 36, 8 * 7 * 7 * 36),
+        (16, 16),
+    ]
+
+
+def test_the_command_shows_it(run: Run) -> None:
+    code, out, _ = run("info", "--plan", "resnet18", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["steps"][0]["patch"] == [11, 11]
+    assert told["times as many operations for whole images"] > 2
+    code, out, _ = run("info", "--plan", "alexnet", "--window", "32")
+    assert "conv2d" in out.splitlines()[1]
+    code, _, err = run("info", "--plan", "alexnett")
+    assert (code, "nearest: 'alexnet'" in err) == (2, True)

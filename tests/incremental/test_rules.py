@@ -1,0 +1,270 @@
+"""Patches carried through functions and networks give what whole maps give."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnnviz.incremental import Base, Patched, Unfollowed, densified
+
+Net = Callable[[Tensor], Any]
+
+
+def images(seed: int, side: tuple[int, int], size: tuple[int, int], count: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """An image, patches and where they lie; in the corners too."""
+    draws = torch.Generator().manual_seed(seed)
+    base = torch.randn(1, 4, *side, generator=draws, dtype=torch.float64)
+    patch = torch.randn(count, 4, *size, generator=draws, dtype=torch.float64)
+    room = torch.tensor([a - b for a, b in zip(side, size, strict=True)])
+    places = (torch.rand(count, 2, generator=draws) * (room + 1)).long().clamp(max=room)
+    places[0], places[1] = 0, room
+    return base, patch, places
+
+
+def pasted(base: Tensor, patch: Tensor, places: Tensor) -> Tensor:
+    whole = base.repeat(len(patch), 1, 1, 1)
+    for number, (top, left) in enumerate(places.tolist()):
+        whole[number, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch[number]
+    return whole
+
+
+def check(net: Net, seed: int = 0, side: tuple[int, int] = (24, 19), size: tuple[int, int] = (5, 4)) -> Any:
+    """Whatever the network returns is what it returns for whole images; returns what it returned for patches."""
+    base, patch, places = images(seed, side, size)
+    source = Base()
+    with torch.no_grad():
+        expected = net(pasted(base, patch, places))
+        for _ in range(2):  # the second time the base is known
+            made = net(Patched(base, patch, places, source))
+            torch.testing.assert_close(densified(made), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    return made
+
+
+def conv(*given: Any, **more: Any) -> nn.Module:
+    return nn.Conv2d(*given, **more).double()
+
+
+CONVOLUTIONS = {
+    "3x3": {"kernel_size": 3},
+    "padded": {"kernel_size": 3, "padding": 1},
+    "strided": {"kernel_size": 3, "padding": 1, "stride": 2},
+    "uneven": {"kernel_size": (5, 3), "padding": (2, 0), "stride": (1, 3)},
+    "dilated": {"kernel_size": 3, "padding": 2, "dilation": 2},
+    "sparse": {"kernel_size": 1, "stride": 3},
+    "deep": {"kernel_size": 3, "padding": 1, "groups": 4},
+    "grouped": {"kernel_size": 3, "padding": 1, "groups": 2, "bias": False},
+    "same": {"kernel_size": 5, "padding": "same"},
+    "same, even": {"kernel_size": 4, "padding": "same"},
+    "valid": {"kernel_size": 3, "padding": "valid"},
+    "wide": {"kernel_size": 11, "padding": 2, "stride": 4},
+    "reflected": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "circular": {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+}
+POOLS: dict[str, Net] = {
+    "max": lambda x: F.max_pool2d(x, 3, 2),
+    "max, ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "max, padded": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "max, dilated": lambda x: F.max_pool2d(x, (2, 3), 1, 1, dilation=(1, 2)),
+    "max, same size": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "mean": lambda x: F.avg_pool2d(x, 2),
+    "mean, padded": lambda x: F.avg_pool2d(x, 3, 1, 1),
+    "mean, without padding": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "mean, ceil": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+    "mean, ceil, padded": lambda x: F.avg_pool2d(x, (3, 2), 2, 1, ceil_mode=True, count_include_pad=False),
+    "sum": lambda x: F.avg_pool2d(x, 3, 2, divisor_override=1),
+    "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "adaptive, as it is": lambda x: F.adaptive_avg_pool2d(x, (24, 19)),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own, about its speed
+@pytest.mark.parametrize("given", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (24, 2), (24, 19)])
+def test_convolutions(given: dict[str, Any], size: tuple[int, int]) -> None:
+    check(conv(4, 8, **given), size=size)
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+@pytest.mark.parametrize("size", [(1, 1), (5, 4)])
+def test_pools(pool: Net, size: tuple[int, int]) -> None:
+    check(pool, size=size)
+
+
+NORMALISED = nn.BatchNorm2d(4).double().eval()
+OVER_CHANNELS = nn.LayerNorm(4).double()
+TO_MORE = nn.Linear(4, 6).double()
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    F.relu(y, inplace=True)
+    y += 1
+    y.mul_(x)
+    return y.clamp_(min=-1).sigmoid_()
+
+
+def shuffled(x: Tensor) -> Tensor:
+    count, _, height, width = x.size()
+    return x.view(count, 2, 2, height, width).transpose(1, 2).contiguous().view(count, -1, height, width)
+
+
+FUNCTIONS: dict[str, Net] = {
+    "rectifiers": lambda x: F.relu6(torch.relu(x) + F.leaky_relu(x, 0.3) - x.clamp(min=-0.5)),
+    "smooth": lambda x: F.gelu(F.silu(x)) + F.softplus(x).tanh() + F.elu(x, 0.7) + F.hardswish(x) + x.sigmoid(),
+    "in place": in_place,
+    "batch norm": NORMALISED,
+    "sum of shifted": lambda x: F.max_pool2d(x, 3, 1, 1) + F.avg_pool2d(x, 5, 1, 2),
+    "product": lambda x: x * F.max_pool2d(x, 3, 1, 1),
+    "numbers": lambda x: 3 - (2 * x + 1) / 4,
+    "per channel": lambda x: x * torch.arange(4.0, dtype=torch.float64)[:, None, None],
+    "per place": lambda x: x * torch.arange(19.0, dtype=torch.float64),
+    "cat": lambda x: torch.cat([x, F.avg_pool2d(x, 3, 1, 1), x], 1),
+    "cat in space": lambda x: torch.cat([x, x], 2),
+    "chunks": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "splits": lambda x: torch.split(x, [1, 3], 1)[1] * 2,
+    "slices": lambda x: x[:, 1:3] + x[:, :2],
+    "one place": lambda x: x[:, :, 3, 4],
+    "shuffle": shuffled,
+    "channels last": lambda x: TO_MORE(OVER_CHANNELS(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
+    "scaled, channels last": lambda x: (x.permute(0, 2, 3, 1) * torch.arange(4.0)).permute(0, 3, 1, 2),
+    "flattened": lambda x: x.flatten(1) @ torch.ones(4 * 24 * 19, 2, dtype=torch.float64),
+    "mean": lambda x: x.mean((2, 3)),
+    "gate": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "padded": lambda x: F.pad(x, (1, 2, 3, 0), value=0.5),
+    "reflected": lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"),
+    "cropped": lambda x: F.pad(x, (-1, 0, 0, -2)),
+    "enlarged": lambda x: F.interpolate(x, scale_factor=2),
+    "enlarged unevenly": lambda x: F.interpolate(x, size=(72, 38)),
+    "enlarged, bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "by another": lambda x: F.interpolate(x, size=(30, 30)),
+    "dropout": lambda x: F.dropout(x, 0.5, training=False) + torchvision.ops.stochastic_depth(x, 0.5, "row", False),
+    "softmax": lambda x: x.softmax(1),
+    "einsum": lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(4, dtype=torch.float64)),
+    "whole in the middle": lambda x: F.conv2d(x.softmax(1), torch.ones(2, 4, 3, 3, dtype=torch.float64)),
+    "two outputs": lambda x: torch.stack([x.amax((2, 3)), (x * 2).amin((2, 3))]),
+    "type": lambda x: x.to(x.dtype).float().double() if x.is_floating_point() else x,
+    "written in part": lambda x: written(x.clone()),
+    "into a plain tensor": lambda x: torch.zeros(5, 4, 24, 19, dtype=torch.float64).add_(x),
+}
+
+
+def written(x: Tensor) -> Tensor:
+    x[:, 0] = 1.0
+    return x
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (24, 19)])
+def test_functions(function: Net, size: tuple[int, int]) -> None:
+    check(function, size=size)
+
+
+FOLLOWED = (
+    "rectifiers", "smooth", "in place", "batch norm", "sum of shifted", "product", "numbers", "per channel", "cat",
+    "chunks", "splits", "slices", "shuffle", "channels last", "scaled, channels last", "padded", "enlarged",
+    "enlarged unevenly", "dropout",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_patches_stay_patches(name: str) -> None:
+    made = check(FUNCTIONS[name])
+    assert isinstance(made, Patched)
+    assert made.whole is None
+    assert made.patch.shape[-1] < made.base.shape[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if name not in ("reflected", "circular", "same, even")])
+def test_convolutions_compute_no_more_than_they_must(name: str) -> None:
+    """The patch behind a convolution is as large as what the largest of the patches reaches."""
+    given = CONVOLUTIONS[name]
+    net = conv(4, 8, **given)
+    base, patch, places = images(0, (40, 40), (5, 4))
+    with torch.no_grad():
+        made = net(Patched(base, patch, places, Base()))
+        plain = net(base)
+        differs = [
+            (net(pasted(base, patch[i : i + 1], places[i : i + 1])) != plain).any(1)[0] for i in range(len(patch))
+        ]
+    assert isinstance(made, Patched)
+    heights = [int(one.any(1).sum()) for one in differs]
+    widths = [int(one.any(0).sum()) for one in differs]
+    assert made.patch.shape[2:] == (max(1, *heights), max(1, *widths))
+
+
+@st.composite
+def networks(draw: Any) -> Net:
+    """Chains with branches of convolutions, pools, norms and activations."""
+    torch.manual_seed(draw(st.integers(0, 999)))
+    parts: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 5))):
+        kernel, stride, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        padding = draw(st.integers(0, kernel // 2))
+        parts.append(
+            draw(
+                st.sampled_from(
+                    [
+                        nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups=draw(st.sampled_from([1, 2, 4]))),
+                        nn.MaxPool2d(kernel, stride, padding, ceil_mode=draw(st.booleans())),
+                        nn.AvgPool2d(kernel, stride, padding, draw(st.booleans()), draw(st.booleans())),
+                        Around(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)),
+                        nn.Sequential(nn.BatchNorm2d(4), nn.Hardswish()),
+                    ]
+                )
+            )
+        )
+    return nn.Sequential(*parts).double().eval()
+
+
+class Around(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x) + x)
+
+
+@settings(max_examples=150)
+@given(networks(), st.integers(0, 999), st.tuples(st.integers(24, 40), st.integers(24, 40)), st.data())
+def test_networks_drawn(net: nn.Module, seed: int, side: tuple[int, int], data: Any) -> None:
+    size = tuple(data.draw(st.integers(1, n)) for n in side)
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, 4, *side, dtype=torch.float64))
+    except RuntimeError:  # nothing is left of the image
+        return
+    check(net, seed, side, size)
+
+
+def test_a_view_is_not_written_to() -> None:
+    base, patch, places = images(0, (24, 19), (5, 4))
+    for function in (lambda x: x[:, :2].add_(1), lambda x: (x.chunk(2, 1), x.mul_(2))):
+        with pytest.raises(Unfollowed, match="view"), torch.no_grad():
+            function(Patched(base, patch, places, Base()))
+
+
+def test_what_is_made_of_the_image_is_made_once() -> None:
+    """By as many threads as there are, each with its own."""
+    net = nn.Sequential(conv(4, 4, kernel_size=3), nn.ReLU(inplace=True), conv(4, 4, kernel_size=3))
+    base, patch, places = images(0, (24, 19), (5, 4))
+    source = Base()
+    with torch.no_grad():
+        first = net(Patched(base, patch, places, source))
+        second = net(Patched(base, patch[:2], places[:2], source))
+    assert first.base is second.base
+
+    def work() -> None:
+        check(net, seed=threading.get_ident() % 1000)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,150 @@
+"""The incremental way gives the map that the dense way gives, to rounding, and saves what it says."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import cnnviz
+from cnnviz.data import demo_picture
+from tests.techniques.networks import NAMES, SIZE, images, network
+
+
+def both(model: Any, x: Any, **given: Any) -> tuple[Tensor, Tensor]:
+    made = [cnnviz.explain(model, x, "occlusion", method=method, **given) for method in ("incremental", "dense")]
+    return made[0].values, made[1].values
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("window", "stride"), [(12, 12), ((9, 16), (7, 11)), (SIZE, 8)])
+def test_maps_are_equal_in_double_precision(name: str, window: Any, stride: Any) -> None:
+    incremental, dense = both(
+        network(name, torch.float64), images(torch.float64), window=window, stride=stride, target=[3, 7], baseline=0.3
+    )
+    assert float((incremental - dense).abs().max()) <= 1e-9 * float(dense.abs().max())
+
+
+def test_maps_of_a_photograph_are_equal_to_rounding() -> None:
+    """By trained weights, single precision: within twice the dense map's own distance from the one in double."""
+    model, cat = cnnviz.load_model(), demo_picture()
+    x = model.prepare([cat])
+    incremental, dense = both(model, x, window=48, stride=32, target=285)
+    precise = cnnviz.explain(
+        model.module.double(), x.double(), "occlusion", window=48, stride=32, target=285, method="dense"
+    )
+    own = float((dense - precise.values).abs().max())
+    assert float((incremental - dense).abs().max()) <= 2 * own
+    assert float((incremental - precise.values).abs().max()) <= 2 * own
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_any_window_stride_border_and_baseline(data: st.DataObject) -> None:
+    sides = data.draw(st.tuples(st.integers(33, 48), st.integers(33, 48)), "sides")
+    window = tuple(data.draw(st.integers(1, side), "window") for side in sides)
+    stride = data.draw(st.tuples(st.integers(5, 60), st.integers(5, 60)), "stride")
+    baseline = data.draw(
+        st.sampled_from([0.0, (0.1, -2.0, 0.5), torch.randn(3, *sides, dtype=torch.float64)]), "baseline"
+    )
+    x = images(torch.float64, size=(48, 48))[:, :, : sides[0], : sides[1]]
+    incremental, dense = both(
+        network("resnet18", torch.float64), x, window=window, stride=stride, target=cnnviz.top(2), baseline=baseline
+    )
+    assert float((incremental - dense).abs().max()) <= 1e-9 * float(dense.abs().max())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [cnnviz.channel("layer2", 5), cnnviz.neuron("layer3.0.conv1", 4, 2, 3), lambda output: output.square().sum(1)],
+)
+def test_any_target(target: Any) -> None:
+    incremental, dense = both(
+        network("resnet18", torch.float64), images(torch.float64), window=16, stride=12, target=target
+    )
+    assert float((incremental - dense).abs().max()) <= 1e-9 * float(dense.abs().max())
+
+
+def test_threads_get_what_each_gets_alone() -> None:
+    explainer = cnnviz.Explainer(
+        network("resnet18", torch.float32), "occlusion", window=16, stride=8, method="incremental"
+    )
+    inputs = [images(torch.float32)[:1] + number for number in range(4)]
+    alone = [explainer(x, 3).values for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda x: explainer(x, 3).values, inputs))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+class Forgetful(nn.Module):
+    """Writes to a view of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x[:, :2].mul_(2)
+        return x.mean((2, 3))
+
+
+def test_what_cannot_be_followed_is_said_or_done_the_dense_way() -> None:
+    net, x = Forgetful(), torch.randn(1, 3, 32, 32)
+    with pytest.raises(cnnviz.ModelError, match=r"cannot be followed, since a view .* take 'auto'"):
+        cnnviz.explain(net, x, "occlusion", method="incremental", target=0, window=8)
+    auto, dense = (
+        cnnviz.explain(net, x, "occlusion", method=method, target=0, window=8) for method in ("auto", "dense")
+    )
+    assert torch.equal(auto.values, dense.values)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many patches go through a network at a time, from now on."""
+    from cnnviz.incremental import Changes
+
+    seen: list[int] = []
+    kept = Changes._patched
+    monkeypatch.setattr(
+        Changes, "_patched", lambda self, numbers, base: seen.append(len(numbers)) or kept(self, numbers, base)
+    )
+    return seen
+
+
+def test_auto_takes_what_computes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = counted(monkeypatch)
+    x = images(torch.float32, count=1, size=(128, 128))
+    cnnviz.explain(network("vgg16", torch.float32), x, "occlusion", window=16, stride=16, target=3)
+    assert sum(seen) > 64, "patches of a network that sees little at a time"
+    seen.clear()
+    cnnviz.explain(network("vgg16", torch.float32), x, "occlusion", window=112, stride=4, target=3)
+    assert sum(seen) <= 32, "windows that are nearly the image are counted once, and not followed"
+    seen.clear()
+    cnnviz.explain(network("vgg16", torch.float32), x, "occlusion", window=16, stride=16, target=3, memory="8MiB")
+    assert not seen, "what the network makes of the image would not fit the budget"
+
+
+def test_real_resnet(data: Path) -> None:
+    """Trained weights with strides in other places, and another epsilon."""
+    import torchvision
+    from safetensors.torch import load_file
+
+    net = torchvision.models.resnet50(weights=None)
+    for stage in (net.layer2, net.layer3, net.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3
+    net.load_state_dict({k: v.float() for k, v in load_file(data / "weights" / "resnet50_keras.safetensors").items()})
+    units = cnnviz.Preprocess(256, (224, 224), (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
+    model = cnnviz.load_model(net.eval(), preprocess=units)
+    incremental, dense = both(model, data / "images" / "chelsea.png", window=64, stride=56)
+    assert float((incremental - dense).abs().max()) <= 1e-4 * float(dense.abs().max())
+    best = incremental[0, 0].argmax()
+    assert 30 < int(best % 224) < 190, "on the cat's face"
