@@ -18,7 +18,7 @@ CLASS = 3
 NAMES = (
     "vgg16", "resnet18", "resnet50", "alexnet", "googlenet", "densenet121", "mobilenet_v2", "efficientnet_b0",
 )  # fmt: skip
-CASES = {f"{name}, 224 px, window 16, stride {stride}": (name, stride) for stride in (16, 8) for name in NAMES}
+CASES = {f"{name}, 224 px, window-16, stride-{stride}": (name, stride) for stride in (16, 8) for name in NAMES}
 AT_ONCE = (1, 2, 4, 8, 16, 32)
 
 

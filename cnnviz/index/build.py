@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -33,12 +33,14 @@ class Job:
         dataset: the images that the index does not have yet.
         recipe: what is made of them.
         owner: tells the parts of this job from others.
+        known: SHA-256 of the files that are the index's already.
     """
 
     folder: Path
     dataset: Dataset
     recipe: Recipe
     owner: str
+    known: dict[str, str]
 
     @property
     def parts(self) -> int:
@@ -58,8 +60,10 @@ class Job:
         return [part for part in range(self.parts) if not self._there(part)]
 
     def _there(self, part: int) -> bool:
+        path = self.path(part)
         try:
-            return Part.open(self.path(part)).owner == self.owner
+            sound = self.known.get(path.name, "") in ("", sha256(path))
+            return sound and Part.open(path).owner == self.owner
         except SaveError:  # there is none, or a damaged one
             return False
 
@@ -74,43 +78,40 @@ class Job:
             InputError: none of the images can be read; nothing is kept of them, so that they can be tried again.
             SaveError: a part is missing or damaged.
         """
-        manifest = _sound(self.folder)
+        manifest = read_manifest(self.folder)
         parts = [Part.open(self.path(part)) for part in range(self.parts)]
-        mine = {part.path.name for part in parts}
-        others = [told for told in manifest["parts"] if told["file"] not in mine]
-        if len(others) + len(parts) == len(manifest["parts"]) and manifest["summary"]:
+        whole = manifest["summary"] is not None and intact(self.folder, manifest["summary"])
+        kept = [part for part in parts if part.entries]
+        before = {told["file"]: told for told in manifest["parts"]}
+        told = {part.path.name: _told(part.path, images=len(part.entries)) for part in kept}
+        if whole and told.items() <= before.items() and not manifest["pending"]:
             return
         left_out = manifest["left_out"] | {name: why for part in parts for name, why in part.left_out.items()}
         for name in (entry.item.id for part in parts for entry in part.entries):
             left_out.pop(name, None)
-        kept = [part for part in parts if part.entries]
-        first = bool(manifest["datasets"]) and manifest["datasets"][0]["digest"] == self.dataset.digest
-        told = [_told(part.path, images=len(part.entries)) for part in kept]
-        known = [*told, *others] if first else [*others, *told]
+        known = before | told
         if not known:
             for part in parts:
                 part.path.unlink()
             raise InputError(f"none of {len(left_out)} images can be read; {next(iter(left_out.values()))}")
-        added = manifest["summary"] is not None and not first
-        before = Index.tallies(self.folder / manifest["summary"]["file"]) if added else {}
-        begin = sum(one["images"] for one in others) if added else 0
-        folded = kept if added else [Part.open(self.folder / one["file"]) for one in known]
+        if whole and not told.keys() & before.keys():
+            tallies = Index.tallies(self.folder / manifest["summary"]["file"])
+            sums = _summed(tallies, sum(one["images"] for one in before.values()), kept, self.recipe)
+        else:
+            sums = _summed({}, 0, [Part.open(self.folder / name) for name in known], self.recipe)
         # Another name each time, so that whoever reads the index goes on with the old one.
-        name = hashlib.sha256(json.dumps([one["sha256"] for one in known]).encode()).hexdigest()[:12]
-        summary = self.folder / f"{name}-summary.safetensors"
-        write_tensors(summary, _summed(before, begin, folded, self.recipe), {})
-        datasets = manifest["datasets"] if first else [*manifest["datasets"], _described(self.dataset)]
-        _write_manifest(
-            self.folder,
-            {
-                **manifest,
-                "parts": known,
-                "summary": _told(summary),
-                "left_out": left_out,
-                "datasets": datasets,
-                "pending": None,
-            },
-        )
+        digest = hashlib.sha256(json.dumps([one["sha256"] for one in known.values()]).encode()).hexdigest()
+        summary = self.folder / f"{digest[:12]}-summary.safetensors"
+        write_tensors(summary, sums, {})
+        mine = _described(self.dataset)
+        manifest |= {
+            "parts": list(known.values()),
+            "summary": _told(summary),
+            "left_out": left_out,
+            "datasets": [*manifest["datasets"], *[mine] * (mine not in manifest["datasets"])],
+            "pending": None,
+        }
+        _write_manifest(self.folder, manifest)
 
 
 @contextlib.contextmanager
@@ -146,32 +147,46 @@ def begin(
             raise SaveError(f"'{folder}' holds no index that images could be added to; cnnviz index build makes one")
         if not exists:
             _refuse_strays(place)
-        manifest = _sound(place) if exists else _new(model, recipe)
+        manifest = read_manifest(place) if exists else _new(model, recipe)
         _refuse_others(manifest, model, recipe, place, add=add)
         if add:
-            parts = [Part.open(place / told["file"]) for told in manifest["parts"]]
-            known = {entry.item.id for part in parts for entry in part.entries}
-            dataset = replace(dataset, items=tuple(item for item in dataset.items if item.id not in known))
+            dataset = _to_add(manifest, dataset, place)
         elif manifest["datasets"] and manifest["datasets"][0]["digest"] != dataset.digest:
             raise SaveError(f"'{place}' holds an index of other images; add to it with cnnviz index add")
         _refuse_to_forget(manifest, dataset, place, restart=restart)
-        job = Job(place, dataset, recipe, _owner(manifest, dataset))
-        _clear(place, {*(told["file"] for told in manifest["parts"]), (manifest["summary"] or {}).get("file")}, job)
+        known = {told["file"]: told["sha256"] for told in manifest["parts"]}
+        job = Job(place, dataset, recipe, _owner(manifest, dataset), known)
+        mine = {job.path(part).name for part in range(job.parts)}
+        lost = [told["file"] for told in manifest["parts"] if told["file"] not in mine and not intact(place, told)]
+        if lost:
+            raise SaveError(
+                f"the index in '{place}' is damaged: {lost[0]} is missing or not of the size that was written; build "
+                "or add again the images that it was made of"
+            )
+        _clear(place, mine | {told["file"] for told in (*manifest["parts"], manifest["summary"]) if told})
         if len(dataset) and _described(dataset) not in manifest["datasets"]:
             _write_manifest(place, {**manifest, "pending": _described(dataset)})
         yield job
 
 
+def _to_add(manifest: dict[str, Any], dataset: Dataset, folder: Path) -> Dataset:
+    """Return the images that an index does not have; or those of the run whose parts were damaged since."""
+    sound = [told["file"] for told in manifest["parts"] if intact(folder, told)]
+    ids = {name: {entry.item.id for entry in Part.open(folder / name).entries} for name in sound}
+
+    def without(known: Iterable[set[str]]) -> Dataset:
+        there = set().union(*known)
+        return replace(dataset, items=tuple(item for item in dataset.items if item.id not in there))
+
+    for run in {told["file"].partition("-")[0] for told in manifest["parts"] if told["file"] not in ids}:
+        again = without(names for name, names in ids.items() if name.partition("-")[0] != run)
+        if _owner(manifest, again).startswith(run):
+            return again
+    return without(ids.values())
+
+
 def _described(dataset: Dataset) -> dict[str, Any]:
     return {"source": dataset.source, "labels": dataset.labels, "digest": dataset.digest, "images": len(dataset)}
-
-
-def _sound(folder: Path) -> dict[str, Any]:
-    """Return the manifest without the files that are missing or damaged; without a summary if there are such."""
-    manifest = read_manifest(folder)
-    parts = [told for told in manifest["parts"] if intact(folder, told)]
-    summary = manifest["summary"] if manifest["summary"] and intact(folder, manifest["summary"]) else None
-    return {**manifest, "parts": parts, "summary": summary if len(parts) == len(manifest["parts"]) else None}
 
 
 def _refuse_to_forget(manifest: dict[str, Any], dataset: Dataset, folder: Path, *, restart: bool) -> None:
@@ -184,11 +199,10 @@ def _refuse_to_forget(manifest: dict[str, Any], dataset: Dataset, folder: Path, 
         )
 
 
-def _clear(folder: Path, known: set[str | None], job: Job) -> None:
+def _clear(folder: Path, known: set[str]) -> None:
     """Remove what runs that were killed, or are forgotten, left behind."""
-    mine = {job.path(part).name for part in range(job.parts)}
     for path in (*folder.glob(".*-*"), *folder.glob("*-*.safetensors")):
-        if path.name not in known and path.name not in mine and not path.name.startswith("map-"):
+        if path.name not in known and not path.name.startswith("map-"):
             path.unlink(missing_ok=True)
 
 
@@ -233,7 +247,7 @@ def _told(path: Path, **more: int) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_file(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def _summed(before: dict[str, Tensor], begin: int, parts: Sequence[Part], recipe: Recipe) -> dict[str, Tensor]:

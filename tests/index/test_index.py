@@ -187,23 +187,37 @@ def test_damage_is_found_refused_and_mended(index: Index, model: Model, images: 
     before = {path.name: path.read_bytes() for path in index.folder.glob("*.safetensors")}
     part = index.folder / next(name for name in sorted(before) if name.endswith("-000002.safetensors"))
     (summary,) = index.folder.glob("*-summary.safetensors")
-    part.write_bytes(before[part.name][:-1] + bytes([before[part.name][-1] ^ 1]))
-    assert verify(index.folder) == [f"{part.name} is not what was written"]
-    for damaged in ([part], [summary], [part, summary]):
-        for path in damaged:
-            path.write_bytes(before[path.name][:100])
-        assert verify(index.folder) == [f"{path.name} is not what was written" for path in damaged]
-        with pytest.raises(SaveError, match=r"damaged: .* not of the size that was written; build it again"):
-            Index(index.folder)
+    flipped = before[part.name][:-1] + bytes([before[part.name][-1] ^ 1])
+    cut = {path: before[path.name][:100] for path in (part, summary)}
+    for damage in ({part: flipped}, {part: cut[part]}, {summary: cut[summary]}, cut):
+        for path, content in damage.items():
+            path.write_bytes(content)
+        assert verify(index.folder) == [f"{path.name} is not what was written" for path in damage]
+        if flipped not in damage.values():
+            with pytest.raises(SaveError, match=r"damaged: .* not of the size that was written; build it again"):
+                Index(index.folder)
         build_index(model, images, index.folder, layer=LAYERS, workers=0, top=3)
         after = {path.name: path.read_bytes() for path in index.folder.glob("*.safetensors")}
         assert after == before
+
+
+def test_parts_that_are_gone_are_made_anew_by_the_run_that_made_them(
+    index: Index, model: Model, images: Path, tmp_path: Path
+) -> None:
+    more = fill(tmp_path / "more", 9, first=100)
+    index = build_index(model, more, index.folder, add=True, workers=0)
+    parts = [told["file"] for told in read_manifest(index.folder)["parts"]]
     expected = index.threshold(0.9, "1")
-    part.unlink()
-    assert verify(index.folder) == [f"{part.name} is missing"]
-    assert build_index(model, images, index.folder, add=True, workers=0).ids != index.ids  # those come last now
-    assert sorted(Index(index.folder).ids) == sorted(index.ids)
-    torch.testing.assert_close(Index(index.folder).threshold(0.9, "1"), expected)
+    for lost in (parts[2], parts[-2]):
+        (index.folder / lost).unlink()
+        assert verify(index.folder) == [f"{lost} is missing"]
+        wrong, right = (more, images) if lost == parts[2] else (images, more)
+        with pytest.raises(SaveError, match=f"{lost} is missing .* add again the images that it was made of"):
+            build_index(model, wrong, index.folder, add=True, workers=0)
+        mended = build_index(model, right, index.folder, add=True, workers=0)
+        assert mended.ids == index.ids
+        assert torch.equal(mended.threshold(0.9, "1"), expected)
+        assert verify(index.folder) == []
 
 
 def test_what_is_no_index_of_this_model_is_refused(index: Index, images: Path, tmp_path: Path, model: Model) -> None:
