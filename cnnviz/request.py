@@ -372,7 +372,7 @@ class Request:
         """
         picked = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         self.scored = True
-        self._sweeps += 1
+        self._sweeps += shared  # others are not looked for by the other targets
         step = within(self.progress, share)
 
         def scored(start: int, stop: int) -> Tensor:
@@ -428,6 +428,11 @@ class Request:
     def advance(self, done: int, total: int, share: tuple[float, float] = (0.0, 1.0)) -> None:
         """Tell how far a part of the work is, which goes from ``share[0]`` to ``share[1]`` of the whole."""
         within(self.progress, share)(done, total)
+
+    def room(self, example: Tensor) -> int:
+        """Return how many such inputs, (1, C, H, W), fit beside what is kept of one; at least 1."""
+        known = self._survey(example)
+        return max(1, (self.memory - known.kept) // max(need(known, backward=False), 1))
 
     def fits(self, example: Tensor) -> bool:
         """Whether the forward and backward pass of one such input, (1, C, H, W), fits the memory budget."""

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from .. import __version__, ops
-from ..errors import ModelError
+from ..errors import ModelError, OptionError
 from ..incremental import Unfollowed
 from ..incremental import plan as plan_of
 from ..models import replicate
@@ -63,6 +63,9 @@ def info(
 
 def _plan(model: str, window: int, *, json: bool) -> None:
     loaded = load(model, "none", "cpu")  # what is computed does not depend on the weights
+    room = min(loaded.example().shape[2:])
+    if window > room:
+        raise OptionError(f"--window: got {window}, expected at most the image's {room} pixels")
     try:
         steps = plan_of(replicate(loaded.module), loaded.example(), (window, window))
     except Unfollowed as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.overrides import resolve_name
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..models.receptive_field import function_name
 from ..ops import crop_patches, overlay_crop
@@ -16,8 +17,12 @@ Places: TypeAlias = Tensor
 """(K, 2) int64 on the CPU: first row and column of each patch."""
 
 
-class Unfollowed(Exception):  # noqa: N818  # no error: whoever asked goes the dense way
+class Unfollowed(BaseException):  # no error, and no `except Exception` of a network may swallow it
     """The network does something to a patch that has to be done to whole maps from the beginning."""
+
+
+RULES: dict[str, Callable[..., Any]] = {}
+"""How patches go through torch's functions, by their names; `rules` fills it."""
 
 
 class Base:
@@ -30,19 +35,36 @@ class Base:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Any] = {}
         self._alive: list[Any] = []  # ids stay unique as long as their tensors live
+        self._first: int | None = None
+        self.refused = ""
+
+    def begin(self) -> None:
+        """Begin another pass."""
+        if self._first is None and self._known:
+            self._first = len(self._known)
 
     def result(self, call: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Return what `compute` returned when the same was called before: a function's name and its arguments."""
         key = tuple(_known_by(value) for value in call)
         if key not in self._known:
+            if self._first is not None and len(self._known) > _MORE * self._first + _SOME:
+                raise self.refusal("it makes other tensors in each pass, so that nothing can be kept")
             self._known[key] = compute()
             self._alive.append(call)
         return self._known[key]
 
+    def refusal(self, why: str) -> Unfollowed:
+        """Return what to raise; the reason is kept, should something on the way turn it into another error."""
+        self.refused = why
+        return Unfollowed(why)
+
+
+_MORE, _SOME = 2, 64  # results beyond those of the first pass, in which patches reach less than in others
+
 
 def _known_by(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return "tensor", id(value)
+        return "tensor", id(value), object() if value.is_inference() else value._version
     return tuple(map(_known_by, value)) if isinstance(value, (tuple, list)) else (type(value), value)
 
 
@@ -109,10 +131,13 @@ class Patched(Tensor):
         """Take the value of what an in-place operation returned.
 
         Raises:
-            Unfollowed: others hold a part of it, which would have to change as well.
+            Unfollowed: others hold a part of it, which would have to change as well; or it gets another shape or type.
         """
         if self.shared:
-            raise Unfollowed("a view of a patched map is written to")
+            raise self.source.refusal("a view of a patched map is written to")
+        with torch._C.DisableTorchFunctionSubclass():
+            if not isinstance(other, Tensor) or other.shape != self.shape or other.dtype != self.dtype:
+                raise self.source.refusal("a patched map is given another shape or type in place")
         if isinstance(other, Patched):
             self.base, self.patch, self.places, self.last = other.base, other.patch, other.places, other.last
             self.whole = other.whole
@@ -123,13 +148,13 @@ class Patched(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # named as torch calls them
         """Refuse what slipped by `__torch_function__`."""
+        for value in patched_in((args, kwargs)):
+            raise value.source.refusal(f"{func} is called below Python")
         raise Unfollowed(f"{func} is called below Python")
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Follow the patch where there is a rule, and go on with whole maps where there is none."""
-        from .rules import RULES
-
         kwargs = kwargs or {}
         name = function_name(func)
         with torch._C.DisableTorchFunctionSubclass():
@@ -137,14 +162,15 @@ class Patched(Tensor):
                 return func(*args, **kwargs)
             if name in _LAYOUT:
                 return True
-            if "out" in kwargs:
-                raise Unfollowed(f"{name} writes to a tensor that it was given")
+            parts = patched_in((args, kwargs))
             in_place = _writes(name, args, kwargs)
-            rule = RULES.get(name.rstrip("_") if in_place and not name.endswith("__") else name)
+            if "out" in kwargs or name in ("__set__", "set_") or (in_place and not args):
+                raise parts[0].source.refusal(f"{name} writes to a tensor in a way that patches do not follow")
+            if any(not issubclass(kind, (Patched, torch.nn.Parameter)) for kind in types if kind is not Tensor):
+                raise parts[0].source.refusal("another kind of tensor takes part, which has rules of its own")
             made: Any = NotImplemented
-            followed = not in_place or isinstance(args[0], Patched)
-            if rule is not None and followed and all(value.whole is None for value in patched_in((args, kwargs))):
-                made = rule(func, *args, **kwargs)
+            if (not in_place or isinstance(args[0], Patched)) and all(part.whole is None for part in parts):
+                made = _by_rule(func, name, args, kwargs, in_place=in_place)
             if made is NotImplemented:
                 return _whole(func, args, kwargs, in_place=in_place)
             return args[0].become(made) if in_place else made
@@ -170,14 +196,53 @@ def _writes(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     return place is not None and len(args) > place and args[place] is True
 
 
+_ELSEWHERE_OTHERWISE = ("batch_norm", "layer_norm", "dropout", "pad", "interpolate")
+
+
+def _by_rule(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool) -> Any:
+    """Return what the function's rule makes, NotImplemented where it has none or is called in a way that none knows."""
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):  # of any library, by any name
+        return NotImplemented
+    full = resolve_name(func) or ""
+    # torch has functions of these names too, with other arguments.
+    if not full.startswith("torch.") or (name in _ELSEWHERE_OTHERWISE and "functional" not in full):
+        return NotImplemented
+    rule = RULES.get(name.rstrip("_") if in_place and not name.endswith("__") else name)
+    if rule is None:
+        return NotImplemented
+    try:
+        return rule(func, *args, **kwargs)
+    except (TypeError, ValueError, IndexError, AttributeError):
+        return NotImplemented  # a spelling that the rule does not have; if it is wrong, torch will say so
+
+
 def _whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool) -> Any:
     """Run a function on whole maps."""
     plain_args, plain_kwargs = densified((args, kwargs))
+    if in_place and isinstance(args[0], Patched) and args[0].whole is None:
+        plain_args = (plain_args[0].clone(), *plain_args[1:])  # the patch is the whole of it, and others may have it
     made = func(*plain_args, **plain_kwargs)
     if in_place and isinstance(args[0], Patched):
         written = args[0].become(plain_args[0])
         return written if made is plain_args[0] else made
+    for mine, plain in zip(
+        patched_in((args, kwargs)), _tensors((args, kwargs), (plain_args, plain_kwargs)), strict=True
+    ):
+        if any(_same_memory(plain, result) for result in tree_leaves(made) if isinstance(result, Tensor)):
+            if mine.shared:
+                raise mine.source.refusal("a view is taken of a view of a patched map")
+            mine.whole = plain  # a view of it may be written to
     return made
+
+
+def _tensors(patched: Any, plain: Any) -> list[Tensor]:
+    """Return the plain tensors in place of patched ones."""
+    pairs = zip(tree_leaves(patched), tree_leaves(plain), strict=True)
+    return [value for leaf, value in pairs if isinstance(leaf, Patched)]
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def densified(value: Any) -> Any:
@@ -185,9 +250,9 @@ def densified(value: Any) -> Any:
     return tree_map_only(Patched, lambda patched: patched.dense(), value)
 
 
-def patched_in(value: Any) -> Iterable[Patched]:
+def patched_in(value: Any) -> list[Patched]:
     """Return the patched tensors in nested tuples, lists and dictionaries."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Patched)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Patched)]
 
 
 def laid_over(

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..models.receptive_field import function_name, tensors_in
 from .geometry import Pair
-from .patched import Base, Patched, densified, patched_in
+from .patched import Base, Patched, Unfollowed, densified, patched_in
 from .work import Operations
 
 
@@ -38,9 +38,9 @@ def plan(model: nn.Module, image: Tensor, window: Pair) -> list[Step]:
     """Return what a forward pass does of an image, (1, C, H, W), of which a window in the middle was changed.
 
     Raises:
-        Unfollowed: the network does something that patches cannot be taken through.
+        Unfollowed: the network does something that patches cannot be taken through, or other things with whole images.
     """
-    height, width = (min(side, room) for side, room in zip(window, image.shape[2:], strict=True))
+    height, width = window
     corner = torch.tensor([[(image.shape[2] - height) // 2, (image.shape[3] - width) // 2]])
     patch = image.new_zeros(1, image.shape[1], height, width)
     base = Base()
@@ -51,6 +51,8 @@ def plan(model: nn.Module, image: Tensor, window: Pair) -> list[Step]:
         whole_image = image.clone()
         with _Watch() as dense:
             model(whole_image)
+    if len(seen.calls) != len(dense.calls):
+        raise Unfollowed(f"it calls {len(dense.calls)} functions, and {len(seen.calls)} others with patches")
     return [
         Step(name, size, extent, whole, done)
         for (name, size, extent, done), (_, _, _, whole) in zip(seen.calls, dense.calls, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .geometry import Pair, Window, pair, united
-from .patched import Patched, cropped, laid_over
+from .patched import RULES, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]
 
@@ -114,12 +114,13 @@ def _avg_pool2d(
     def whole(x: Tensor, divisor: int | None) -> Tensor:
         return functional.avg_pool2d(x, kernel, steps, margin, ceil_mode, count_include_pad, divisor)
 
-    base, divisor = input.source.result(
+    base, factor = input.source.result(
         ("avg_pool2d", input.base, kernel, steps, margin, ceil_mode, count_include_pad, divisor_override),
-        # A mean over fewer pixels, at the border, is a sum divided by their number.
+        # A mean over fewer pixels, at the border, is larger than the one with the padding's zeros.
         lambda: (
             whole(input.base, divisor_override),
-            whole(torch.ones_like(input.base[:, :1]), 1) / whole(torch.ones_like(input.base[:, :1]), divisor_override),
+            whole(torch.ones_like(input.base[:, :1]), divisor_override)
+            / (whole(torch.ones_like(input.base[:, :1]), 1) / (kernel[0] * kernel[1])),
         ),
     )
     patch, places, size = _through_windows(
@@ -127,14 +128,14 @@ def _avg_pool2d(
         Window(kernel, steps, margin),
         base,
         0.0,
-        lambda x: functional.avg_pool2d(x, kernel, steps, 0, divisor_override=1),
+        lambda x: functional.avg_pool2d(x, kernel, steps, 0),
     )
-    return _finished(Patched(base, patch / cropped(divisor, places, size), places, input.source))
+    return _finished(Patched(base, patch * cropped(factor, places, size), places, input.source))
 
 
 def _adaptive_avg_pool2d(_: Any, input: Any, output_size: Any) -> Any:
     unchanged = _maps(input) and tuple(input.base.shape[-2:]) == pair(output_size)
-    return input.with_values(input.base, input.patch) if unchanged else NotImplemented
+    return input.with_values(input.base, input.patch.clone()) if unchanged else NotImplemented
 
 
 def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -159,15 +160,15 @@ _INPLACE: Final = {
 
 
 def _same(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """What changes nothing in eval mode; a new tensor, as a later in-place operation may write to it."""
-    return input.with_values(input.base, input.patch) if isinstance(input, Patched) else NotImplemented
+    """What gives back its input, or another tensor of the same memory."""
+    return input if isinstance(input, Patched) else NotImplemented
+
+
+def _clone(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    return input.with_values(input.base, input.patch.clone()) if isinstance(input, Patched) else NotImplemented
 
 
 def _dropout(_: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    return NotImplemented if training or not isinstance(input, Patched) else _same(_, input)
-
-
-def _stochastic_depth(_: Any, input: Any, p: float, mode: str, training: bool = True) -> Any:
     return NotImplemented if training or not isinstance(input, Patched) else _same(_, input)
 
 
@@ -272,7 +273,9 @@ def _arithmetic(function: Callable[..., Tensor]) -> Rule:
             return _finished(Patched(base, function(mine, theirs, **kwargs), places, a.source, last=a.last))
         x, other = (a, b) if isinstance(a, Patched) else (b, a)
         if isinstance(other, Tensor) and other.dim():
-            shape = (*other.shape, 1, 1) if x.last and other.dim() == 1 else tuple(other.shape)
+            shape = tuple(other.shape)
+            if x.last:  # what differs between channels stands last
+                shape = (shape[-1], 1, 1) if set(shape[:-1]) <= {1} else (0, 0, 0, 0, 0)
             if len(shape) > 4 or shape[-2:] != (1, 1) or (len(shape) == 4 and shape[0] != 1):
                 return NotImplemented
             other = other.reshape(shape)
@@ -360,7 +363,8 @@ def _pad(_: Any, input: Any, pad: Sequence[int], mode: str = "constant", value: 
 def _interpolate(
     _: Any, input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args: Any, **kwargs: Any
 ) -> Any:
-    if not _maps(input) or mode != "nearest":
+    by = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,)
+    if not _maps(input) or mode != "nearest" or any(factor is not None and factor != int(factor) for factor in by):
         return NotImplemented
     base = input.source.result(
         ("interpolate", input.base, size, scale_factor),
@@ -373,7 +377,7 @@ def _interpolate(
     return Patched(base, patch, input.places * torch.tensor(factors), input.source)
 
 
-RULES: Final[dict[str, Rule]] = {
+_ALL: Final[dict[str, Rule]] = {
     "conv2d": _conv2d,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
@@ -394,9 +398,9 @@ RULES: Final[dict[str, Rule]] = {
     "pad": _pad,
     "interpolate": _interpolate,
     "__rsub__": _reversed_subtraction,
-    "stochastic_depth": _stochastic_depth,
     **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
-    **dict.fromkeys(("contiguous", "clone", "detach"), _same),
+    "clone": _clone,
+    **dict.fromkeys(("contiguous", "detach"), _same),
     **dict.fromkeys(
         """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu selu celu softplus mish
         softsign threshold clamp clamp_min clamp_max exp neg abs square sqrt""".split(),  # noqa: SIM905  # reads better
@@ -407,3 +411,4 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(("sub", "subtract", "__sub__", "__isub__"), _arithmetic(torch.sub)),
     **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _arithmetic(torch.div)),
 }
+RULES.update(_ALL)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
-from .patched import Base, Patched
+from .patched import Base, Patched, Unfollowed
 from .work import Operations
 
 _TOGETHER: Final = 32  # patches that go through the network at once
+_COUNTED: Final = 4  # that operations are counted on
 _PERIOD: Final = 32  # pixels after which a network of total stride 32 sees a patch in the same way
 
 
@@ -50,26 +52,33 @@ class Changes:
     boxes: Tensor
     patches: Patches
 
-    def scores(self, request: Sweeps, sample: int, *, share: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    def scores(
+        self,
+        request: Sweeps,
+        sample: int,
+        *,
+        at_most: int = _TOGETHER,
+        share: tuple[float, float] = (0.0, 1.0),
+    ) -> Tensor:
         """Return the score of the image with each box changed, (n,), running only what a change reaches.
 
         Args:
             request: runs the network, and knows what is explained.
             sample: the number of the sample that the image is.
+            at_most: so many patches at once, as whole maps may have to be made of them.
             share: from where to where progress goes meanwhile, in [0, 1].
 
         Raises:
             Unfollowed: the network does something that patches cannot be taken through.
         """
-        order, sizes = self._batches()
+        order, sizes = self._batches(min(at_most, _TOGETHER))
         base = Base()
-        stops = torch.tensor(sizes).cumsum(0).tolist()
 
         def make(start: int, stop: int) -> Tensor:
             return self._patched(order[start:stop], base)
 
-        assert stops[-1] == len(self.boxes)
-        scores = request.sweep(make, len(order), [sample] * len(order), shared=True, share=share, sizes=sizes)
+        with _refused_by(base):
+            scores = request.sweep(make, len(order), [sample] * len(order), shared=True, share=share, sizes=sizes)
         return torch.empty_like(scores).index_copy_(0, order.to(scores.device), scores)
 
     def saving(self, request: Sweeps, sample: int) -> float:
@@ -78,7 +87,7 @@ class Changes:
         Raises:
             Unfollowed: as above.
         """
-        order, sizes = self._batches()
+        order, sizes = self._batches(_COUNTED)
         middle = len(sizes) // 2
         start = sum(sizes[:middle])
         numbers, base = order[start : start + sizes[middle]], Base()
@@ -89,17 +98,19 @@ class Changes:
             return int(done.count)
 
         whole = run(lambda *_: self.image.clone(), 1)
-        run(lambda *_: self._patched(numbers[:1], base), 1)  # what is made of the image itself
-        return whole * len(numbers) / max(1, run(lambda *_: self._patched(numbers, base), len(numbers)))
+        with _refused_by(base):
+            run(lambda *_: self._patched(numbers[:1], base), 1)  # what is made of the image itself
+            return whole * len(numbers) / max(1, run(lambda *_: self._patched(numbers, base), len(numbers)))
 
     def _patched(self, numbers: Tensor, base: Base) -> Tensor:
         boxes = self.boxes[numbers]
         height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
         if height * width == 0:
-            return self.image.expand(len(numbers), -1, -1, -1)
+            return self.image.repeat(len(numbers), 1, 1, 1)
+        base.begin()
         return Patched(self.image, self.patches(numbers, (height, width)), boxes[:, ::2].contiguous(), base)
 
-    def _batches(self) -> tuple[Tensor, list[int]]:
+    def _batches(self, together: int) -> tuple[Tensor, list[int]]:
         """Return the boxes' numbers in the order in which they are run, and how many each time.
 
         Boxes of one size, in one row and at like places of the network's steps go together: patches of a batch are of
@@ -111,8 +122,19 @@ class Changes:
         sizes: list[int] = []
         last = None
         for number in order:
-            if keys[number][:3] != last or sizes[-1] == _TOGETHER:
+            if keys[number][:3] != last or sizes[-1] == together:
                 sizes.append(0)
             sizes[-1] += 1
             last = keys[number][:3]
         return torch.tensor(order), sizes
+
+
+@contextmanager
+def _refused_by(base: Base) -> Iterator[None]:
+    """Let an error that a refusal was turned into, as by an interpreter in between, be the refusal again."""
+    try:
+        yield
+    except Exception as error:
+        if base.refused:
+            raise Unfollowed(base.refused) from error
+        raise

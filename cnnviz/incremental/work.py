@@ -24,9 +24,14 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         made = func(*args, **(kwargs or {}))
         match func:
             case torch.ops.aten.convolution.default:
-                self.count += made.numel() * args[1][0].numel()
+                transposed = bool(args[6])
+                self.count += (args[0] if transposed else made).numel() * args[1][0].numel()
             case torch.ops.aten.addmm.default:
                 self.count += made.numel() * args[1].shape[-1]
-            case torch.ops.aten.mm.default | torch.ops.aten.bmm.default:
+            case torch.ops.aten.mm.default | torch.ops.aten.bmm.default | torch.ops.aten.mv.default:
                 self.count += made.numel() * args[0].shape[-1]
+            case torch.ops.aten.baddbmm.default:
+                self.count += made.numel() * args[1].shape[-1]
+            case _ if "scaled_dot_product" in str(func):
+                self.count += 2 * args[0].numel() * args[1].shape[-2]
         return made

@@ -174,8 +174,11 @@ def test_an_interrupted_training_goes_on(here: Path) -> None:
     wanted = [here / "ramp" / name for name in ("checkpoint.safetensors", "log.csv")]
     while not all(path.exists() for path in wanted) and time.monotonic() < waited:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing goes on where a signal was not heard
     assert process.returncode == 130
     assert "interrupted; the same command goes on from the last step in ramp" in err
     assert "Traceback" not in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -231,7 +232,7 @@ class Around(nn.Sequential):
         return F.relu(super().forward(x) + x)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(networks(), st.integers(0, 999), st.tuples(st.integers(24, 40), st.integers(24, 40)), st.data())
 def test_networks_drawn(net: nn.Module, seed: int, side: tuple[int, int], data: Any) -> None:
     size = tuple(data.draw(st.integers(1, n)) for n in side)
@@ -241,6 +242,140 @@ def test_networks_drawn(net: nn.Module, seed: int, side: tuple[int, int], data: 
     except RuntimeError:  # nothing is left of the image
         return
     check(net, seed, side, size)
+
+
+SCALE = torch.ones(4, 1, 1, dtype=torch.float64)
+
+
+def stale(x: Tensor) -> Tensor:
+    scale = SCALE.clone()
+    y = x * scale
+    scale.mul_(2)
+    return y + x * scale
+
+
+def written_data(x: Tensor) -> Tensor:
+    y = x * 1
+    try:
+        y.data = F.relu(y)
+    except Exception:  # noqa: BLE001  # as careless networks do
+        y = y * 2
+    return y
+
+
+def through(write: Callable[[Tensor], Any], view: Callable[[Tensor], Tensor] = lambda x: x) -> Net:
+    """Write to a view of a map, and return the map."""
+
+    def function(x: Tensor) -> Tensor:
+        y = x * 1
+        write(view(y))
+        return y + 1
+
+    return function
+
+
+def before_a_write(x: Tensor) -> Tensor:
+    y = x * 1
+    flat = y.flatten(1)
+    y.mul_(3)
+    return flat
+
+
+class Scripted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) * 2
+
+
+CUNNING: dict[str, Net] = {
+    "a channel": through(lambda v: v.mul_(3), lambda x: x[:, 0]),
+    "channels": through(lambda v: v.mul_(3), lambda x: x[:, :2]),
+    "flattened": through(lambda v: v.mul_(3), lambda x: x.flatten(2)),
+    "narrowed": through(lambda v: v.mul_(3), lambda x: x.narrow(1, 0, 2)),
+    "an image": through(lambda v: v.mul_(3), lambda x: next(iter(x))),
+    "selected": through(lambda v: v.sub_(1), lambda x: x.select(1, 2)),
+    "detached": through(lambda v: v.add_(1), lambda x: x.detach()),
+    "contiguous": through(lambda v: v.add_(1), lambda x: x.contiguous()),
+    "dropped out": through(lambda v: v.add_(1), lambda x: F.dropout(x, training=False)),
+    "the same type": through(lambda v: v.add_(1), lambda x: x.to(x.dtype)),
+    "chunks": through(lambda v: v.add_(1), lambda x: x.chunk(2, 1)[0]),
+    "permuted": through(lambda v: v.add_(1), lambda x: x.permute(0, 2, 3, 1)),
+    "a clone": through(lambda v: v[:, 0].add_(1), lambda x: x.clone()),
+    "a clone's part": lambda x: x + written(x.clone()),
+    "a view taken before": before_a_write,
+    "a changed scale": stale,
+    "data": written_data,
+    "one more dimension": lambda x: (x * 1).unsqueeze_(0).flatten(0, 1),
+    "batch norm, other arguments": lambda x: torch.batch_norm(
+        x, NORMALISED.weight, NORMALISED.bias, NORMALISED.running_mean, NORMALISED.running_var, False, 0.1, 1e-5, False
+    ),
+    "layer norm, other arguments": lambda x: torch.layer_norm(
+        x.permute(0, 2, 3, 1), (4,), OVER_CHANNELS.weight, OVER_CHANNELS.bias, 1e-5, False
+    ),
+    "an operator": lambda x: torch.ops.aten.relu.default(x) + torch.ops.aten.relu(x),
+    "rows, channels last": lambda x: x.permute(0, 2, 3, 1) * torch.arange(24.0, dtype=torch.float64)[:, None, None],
+    "enlarged a little more": lambda x: F.interpolate(x, scale_factor=3.02),
+    "axis": lambda x: torch.cat((x, x), axis=1),
+    "chunks by name": lambda x: torch.cat(x.chunk(chunks=2, dim=1), dim=1),
+    "other by name": lambda x: torch.add(x, other=x, alpha=2) + torch.mul(input=x, other=2) - x.sub(other=1),
+    "shape by name": lambda x: torch.reshape(x, shape=(len(x), -1)),
+    "dims by name": lambda x: torch.permute(x, dims=(0, 2, 3, 1)),
+    "input by name": lambda x: torch.relu(input=x) + F.relu(input=x),
+    "dropout, other arguments": lambda x: torch.dropout(x, p=0.5, train=False),
+    "half of the axes": nn.AdaptiveAvgPool2d((None, 7)),
+    "statistics of the batch": lambda x: F.batch_norm(x, None, None, training=True),
+    "group norm": lambda x: F.group_norm(x, 2) + F.instance_norm(x),
+    "compared": lambda x: torch.where(x > 0, x, torch.zeros_like(x)) + x.masked_fill(x < 0, 1.0),
+    "another precision": lambda x: x.float().double() + x.half().double(),
+    "numbers of every image": lambda x: x * torch.arange(5.0, dtype=torch.float64)[:, None, None, None],
+    "another image": lambda x: x + torch.ones(1, 4, 24, 19, dtype=torch.float64),
+    "scripted": lambda x: scripted()(x) * 1,
+}
+
+
+@functools.cache
+def scripted() -> Any:
+    return torch.jit.script(Scripted())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", CUNNING)
+@pytest.mark.parametrize("size", [(5, 4), (24, 19)])
+def test_whatever_a_network_does_is_right_or_refused(name: str, size: tuple[int, int]) -> None:
+    function = CUNNING[name]
+    base, patch, places = images(0, (24, 19), size)
+    source = Base()
+    with torch.no_grad():
+        expected = function(pasted(base, patch, places))
+        for _ in range(2):
+            try:
+                made = densified(function(Patched(base, patch.clone(), places, source)))
+            except Unfollowed:
+                return
+            except RuntimeError:
+                assert source.refused  # an interpreter stood between
+                return
+            torch.testing.assert_close(made, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
+def test_half_precision_means_do_not_overflow() -> None:
+    base = torch.full((1, 2, 70, 70), 40.0, dtype=torch.float16)
+    patch, places = base[:, :, :4, :4].clone(), torch.tensor([[3, 5]])
+    with torch.no_grad():
+        made = F.avg_pool2d(Patched(base, patch, places, Base()), (56, 56), 1)
+    assert torch.equal(densified(made), F.avg_pool2d(base, (56, 56), 1))
+
+
+def test_what_is_made_anew_in_each_pass_is_not_kept_without_end() -> None:
+    base, patch, places = images(0, (24, 19), (5, 4))
+    source = Base()
+
+    def passes() -> None:
+        for _ in range(200):
+            source.begin()
+            F.relu(Patched(base, patch, places, source) * torch.ones(4, 1, 1, dtype=torch.float64))
+
+    with torch.no_grad(), pytest.raises(Unfollowed, match="other tensors in each pass"):
+        passes()
 
 
 def test_a_view_is_not_written_to() -> None:
