@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import cnnviz
 from cnnviz.data import demo_picture
-from tests.techniques.networks import NAMES, SIZE, images, network
+from tests.techniques.networks import SIZE, images, network
 
 
 def both(model: Any, x: Any, **given: Any) -> tuple[Tensor, Tensor]:
@@ -54,11 +54,11 @@ def test_maps_of_a_photograph_are_equal_to_rounding() -> None:
     assert float((incremental - precise.values).abs().max()) <= 2 * own
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
 def test_maps_are_equal_to_rounding_in_single_precision(name: str) -> None:
-    """Within twice the dense maps' own distance from those in double precision, over several images."""
-    given = {"window": 16, "stride": 16, "target": [3, 7]}
-    x = images(torch.float32)
+    """Within twice the dense maps' own distance from those in double precision, of the worst of eight images."""
+    given = {"window": 16, "stride": 16, "target": [3, 7] * 4}
+    x = images(torch.float32, count=8)
     incremental, dense = both(network(name, torch.float32), x, **given)
     precise = cnnviz.explain(network(name, torch.float64), x.double(), "occlusion", method="dense", **given).values
     own = float((dense - precise).abs().max())
