@@ -109,6 +109,19 @@ def test_examples_of_targets_run() -> None:
     assert len(scope["three"].values) == 6  # type: ignore[attr-defined]
 
 
+def test_the_example_of_another_change_runs() -> None:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "occlusion.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    scope: dict[str, object] = {}
+    exec(compile(block, "docs/occlusion.md", "exec"), scope)
+    heat = scope["heat"]
+    assert heat.values.shape == (1, 1, 7, 7)  # type: ignore[attr-defined]
+    row, column = divmod(int(heat.values.argmax()), 7)  # type: ignore[attr-defined]
+    assert 1 <= row <= 5
+    assert column <= 5, "on the cat's face"
+
+
 def test_contributing_shows_the_example_plugin_as_it_is() -> None:
     source = (ROOT / "plugins" / "acme-viz" / "acme_viz" / "energy.py").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
