@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
-from .incremental import densified
 from .memory import Batches, batch_size, need
 from .models import (
     Layer,
@@ -605,10 +604,10 @@ class Request:
 
     def _run(self, x: Tensor) -> Any:
         if not isinstance(self._target, (Selector, Several)):
-            return densified(self.model(x))
+            return _plain(self.model(x), x)
         with capture(self.model, self._target.layer, stop=True) as seen:
             self.model(x)
-        return densified(seen.output)
+        return _plain(seen.output, x)
 
     def _classes(self, output: Any) -> Tensor | None:
         """Return the explained classes of each sample, (N, K), from its output where they are not known."""
@@ -644,6 +643,15 @@ def _top(output: Any, k: int) -> Tensor:
         raise TargetError(f"the model has {scores.shape[1]} classes, so that there is no top {k}; give fewer")
     _finite(scores.amax(1, keepdim=True))
     return (scores.argmax(1, keepdim=True) if k == 1 else scores.topk(k, 1).indices).cpu()
+
+
+def _plain(output: Any, x: Tensor) -> Any:
+    """Return an output with plain tensors where the input is a patched one."""
+    if type(x) is Tensor:
+        return output
+    from .incremental import densified  # only where patches are made, so that `import cnnviz` stays light
+
+    return densified(output)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

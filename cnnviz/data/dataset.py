@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import CnnvizError, InputError
 from .images import find_images, image_endings
+
+if TYPE_CHECKING:  # they are slow to import, and few need them
+    import tarfile
 
 _PATH_COLUMNS: Final = ("path", "uri", "url", "file", "image")
 
@@ -177,6 +178,8 @@ def _manifest(path: Path) -> list[Item]:
 
 def _webdataset(tar: Path) -> Iterator[Item]:
     """Yield the images of a tar whose files of one name, up to its first dot, belong together."""
+    import tarfile
+
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(tar, "r:") as archive:
@@ -221,6 +224,8 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 def _labelled(items: Sequence[Item], path: Path) -> list[Item]:
     """Give items the labels of a CSV file of two columns, with or without a heading."""
+    import csv
+
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
