@@ -160,7 +160,7 @@ class Patched(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if name in _ASKED:
                 return func(*args, **kwargs)
-            if name in _LAYOUT:
+            if name == "is_contiguous":
                 return True
             parts = patched_in((args, kwargs))
             in_place = _writes(name, args, kwargs)
@@ -180,8 +180,7 @@ _ASKED = frozenset(
     """__get__ size dim ndimension numel is_floating_point is_complex __len__ element_size get_device type
     __hash__ __repr__ __format__ stride""".split()  # noqa: SIM905  # a list of words reads better than one of strings
 )
-_LAYOUT = frozenset(("is_contiguous",))
-_INPLACE_ARGUMENT = {
+INPLACE_ARGUMENT = {
     "relu": 1, "relu6": 1, "hardswish": 1, "silu": 1, "hardsigmoid": 1, "mish": 1, "selu": 1, "celu": 2, "elu": 2,
     "leaky_relu": 2, "dropout": 3, "feature_dropout": 3, "hardtanh": 3, "threshold": 3,
 }  # fmt: skip
@@ -192,7 +191,7 @@ def _writes(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__iter__"))
     if name.endswith("_") or kwargs.get("inplace"):
         return True
-    place = _INPLACE_ARGUMENT.get(name)
+    place = INPLACE_ARGUMENT.get(name)
     return place is not None and len(args) > place and args[place] is True
 
 

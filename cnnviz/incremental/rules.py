@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .geometry import Pair, Window, pair, united
-from .patched import RULES, Patched, cropped, laid_over
+from .geometry import Window, pair, united
+from .patched import INPLACE_ARGUMENT, RULES, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]
 
@@ -27,12 +27,28 @@ def _finished(made: Patched) -> Any:
 
 
 def _through_windows(
-    x: Patched, window: Window, base: Tensor, pad: float, compute: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Pair]:
-    """Return what an operation without padding makes of each patch and its surroundings, and where that lies."""
+    x: Patched,
+    window: Window,
+    base: Tensor,
+    pad: float,
+    compute: Callable[[Tensor], Tensor],
+    factor: Tensor | None = None,
+) -> Any:
+    """Return the map behind a window operation, from what it makes of each patch and its surroundings without padding.
+
+    Args:
+        x: the map before it.
+        window: what it sees.
+        base: what it makes of the base.
+        pad: what stands for padding.
+        compute: the operation.
+        factor: (1, 1, H, W), by which its result is multiplied.
+    """
     places, size = window.reached(x.places, x.extent, (base.shape[2], base.shape[3]))
     corners, extent = window.seen(places, size)
-    return compute(laid_over(x.base, x.patch, x.places, corners, extent, pad)), places, size
+    patch = compute(laid_over(x.base, x.patch, x.places, corners, extent, pad))
+    patch = patch if factor is None else patch * cropped(factor, places, size)
+    return _finished(Patched(base, patch, places, x.source))
 
 
 def _conv2d(
@@ -58,14 +74,13 @@ def _conv2d(
         ("conv2d", input.base, weight, bias, steps, margin, spread, groups),
         lambda: functional.conv2d(input.base, weight, bias, steps, margin, spread, groups),
     )
-    patch, places, _size = _through_windows(
+    return _through_windows(
         input,
         Window(kernel, steps, margin, spread),
         base,
         0.0,
         lambda x: functional.conv2d(x, weight, bias, steps, 0, spread, groups),
     )
-    return _finished(Patched(base, patch, places, input.source))
 
 
 def _max_pool2d(
@@ -86,14 +101,13 @@ def _max_pool2d(
         ("max_pool2d", input.base, kernel, steps, margin, spread, ceil_mode),
         lambda: functional.max_pool2d(input.base, kernel, steps, margin, spread, ceil_mode),
     )
-    patch, places, _size = _through_windows(
+    return _through_windows(
         input,
         Window(kernel, steps, margin, spread),
         base,
         -math.inf,
         lambda x: functional.max_pool2d(x, kernel, steps, 0, spread),
     )
-    return _finished(Patched(base, patch, places, input.source))
 
 
 def _avg_pool2d(
@@ -123,14 +137,14 @@ def _avg_pool2d(
             / (whole(torch.ones_like(input.base[:, :1]), 1) / (kernel[0] * kernel[1])),
         ),
     )
-    patch, places, size = _through_windows(
+    return _through_windows(
         input,
         Window(kernel, steps, margin),
         base,
         0.0,
         lambda x: functional.avg_pool2d(x, kernel, steps, 0),
+        factor,
     )
-    return _finished(Patched(base, patch * cropped(factor, places, size), places, input.source))
 
 
 def _adaptive_avg_pool2d(_: Any, input: Any, output_size: Any) -> Any:
@@ -144,19 +158,13 @@ def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     name = func.__name__.rstrip("_")
     function = getattr(torch, name, None) or getattr(functional, name)
-    place = _INPLACE.get(name)
+    place = INPLACE_ARGUMENT.get(name)
     given = {key: value for key, value in kwargs.items() if key != "inplace"}
-    plain = args if place is None else args[:place]
+    plain = args if place is None else args[: place - 1]  # the input is none of them
     base = input.source.result(
         (name, input.base, *plain, *sorted(given.items())), lambda: function(input.base, *plain, **given)
     )
     return input.with_values(base, function(input.patch, *plain, **given))
-
-
-_INPLACE: Final = {
-    "relu": 0, "relu6": 0, "hardswish": 0, "silu": 0, "hardsigmoid": 0, "mish": 0, "selu": 0, "celu": 1, "elu": 1,
-    "leaky_relu": 1, "hardtanh": 2, "threshold": 2,
-}  # fmt: skip
 
 
 def _same(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -377,38 +385,39 @@ def _interpolate(
     return Patched(base, patch, input.places * torch.tensor(factors), input.source)
 
 
-_ALL: Final[dict[str, Rule]] = {
-    "conv2d": _conv2d,
-    "max_pool2d": _max_pool2d,
-    "avg_pool2d": _avg_pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    "linear": _linear,
-    "permute": _permute,
-    "cat": _cat,
-    "concat": _cat,
-    "concatenate": _cat,
-    "chunk": _split,
-    "split": _split,
-    "__getitem__": _getitem,
-    "view": _reshape,
-    "reshape": _reshape,
-    "transpose": _transpose,
-    "pad": _pad,
-    "interpolate": _interpolate,
-    "__rsub__": _reversed_subtraction,
-    **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
-    "clone": _clone,
-    **dict.fromkeys(("contiguous", "detach"), _same),
-    **dict.fromkeys(
-        """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu selu celu softplus mish
+RULES.update(
+    {
+        "conv2d": _conv2d,
+        "max_pool2d": _max_pool2d,
+        "avg_pool2d": _avg_pool2d,
+        "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+        "batch_norm": _batch_norm,
+        "layer_norm": _layer_norm,
+        "linear": _linear,
+        "permute": _permute,
+        "cat": _cat,
+        "concat": _cat,
+        "concatenate": _cat,
+        "chunk": _split,
+        "split": _split,
+        "__getitem__": _getitem,
+        "view": _reshape,
+        "reshape": _reshape,
+        "transpose": _transpose,
+        "pad": _pad,
+        "interpolate": _interpolate,
+        "__rsub__": _reversed_subtraction,
+        **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
+        "clone": _clone,
+        **dict.fromkeys(("contiguous", "detach"), _same),
+        **dict.fromkeys(
+            """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu selu celu softplus mish
         softsign threshold clamp clamp_min clamp_max exp neg abs square sqrt""".split(),  # noqa: SIM905  # reads better
-        _pointwise,
-    ),
-    **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__"), _arithmetic(torch.add)),
-    **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__"), _arithmetic(torch.mul)),
-    **dict.fromkeys(("sub", "subtract", "__sub__", "__isub__"), _arithmetic(torch.sub)),
-    **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _arithmetic(torch.div)),
-}
-RULES.update(_ALL)
+            _pointwise,
+        ),
+        **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__"), _arithmetic(torch.add)),
+        **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__"), _arithmetic(torch.mul)),
+        **dict.fromkeys(("sub", "subtract", "__sub__", "__isub__"), _arithmetic(torch.sub)),
+        **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _arithmetic(torch.div)),
+    }
+)

@@ -19,8 +19,8 @@ from ..errors import InputError, SaveError
 from ..models import Model
 from ..writing import write_file
 from .observe import Observed, Recipe
-from .part import Part, intact, sha256, write_tensors
-from .store import FORMAT, KIND, LOCK, MANIFEST, Index, about, read_manifest, refuse_other
+from .part import Part, intact, read_tensors, sha256, write_tensors
+from .store import FORMAT, KIND, LOCK, MANIFEST, about, read_manifest, refuse_other
 from .tally import Histogram, Strongest
 
 
@@ -95,7 +95,7 @@ class Job:
                 part.path.unlink()
             raise InputError(f"none of {len(left_out)} images can be read; {next(iter(left_out.values()))}")
         if whole and not told.keys() & before.keys():
-            tallies = Index.tallies(self.folder / manifest["summary"]["file"])
+            tallies = read_tensors(self.folder / manifest["summary"]["file"])
             sums = _summed(tallies, sum(one["images"] for one in before.values()), kept, self.recipe)
         else:
             sums = _summed({}, 0, [Part.open(self.folder / name) for name in known], self.recipe)
@@ -147,8 +147,9 @@ def begin(
             raise SaveError(f"'{folder}' holds no index that images could be added to; cnnviz index build makes one")
         if not exists:
             _refuse_strays(place)
-        manifest = read_manifest(place) if exists else _new(model, recipe)
-        _refuse_others(manifest, model, recipe, place, add=add)
+        mine = about(model)  # which reads all weights
+        manifest = read_manifest(place) if exists else _new(mine, recipe)
+        _refuse_others(manifest, mine, recipe, place, add=add)
         if add:
             dataset = _to_add(manifest, dataset, place)
         elif manifest["datasets"] and manifest["datasets"][0]["digest"] != dataset.digest:
@@ -156,14 +157,14 @@ def begin(
         _refuse_to_forget(manifest, dataset, place, restart=restart)
         known = {told["file"]: told["sha256"] for told in manifest["parts"]}
         job = Job(place, dataset, recipe, _owner(manifest, dataset), known)
-        mine = {job.path(part).name for part in range(job.parts)}
-        lost = [told["file"] for told in manifest["parts"] if told["file"] not in mine and not intact(place, told)]
+        own = {job.path(part).name for part in range(job.parts)}
+        lost = [told["file"] for told in manifest["parts"] if told["file"] not in own and not intact(place, told)]
         if lost:
             raise SaveError(
                 f"the index in '{place}' is damaged: {lost[0]} is missing or not of the size that was written; build "
                 "or add again the images that it was made of"
             )
-        _clear(place, mine | {told["file"] for told in (*manifest["parts"], manifest["summary"]) if told})
+        _clear(place, own | {told["file"] for told in (*manifest["parts"], manifest["summary"]) if told})
         if len(dataset) and _described(dataset) not in manifest["datasets"]:
             _write_manifest(place, {**manifest, "pending": _described(dataset)})
         yield job
@@ -206,11 +207,11 @@ def _clear(folder: Path, known: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _new(model: Model, recipe: Recipe) -> dict[str, Any]:
+def _new(model: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return {
         "kind": "cnnviz index",
         "format": FORMAT,
-        "model": about(model),
+        "model": model,
         "recipe": recipe.to_json(),
         "datasets": [],
         "parts": [],
@@ -226,7 +227,7 @@ def _refuse_strays(folder: Path) -> None:
         raise SaveError(f"'{folder}' holds {strays[0]} but no {MANIFEST}; give a new or an empty folder")
 
 
-def _refuse_others(manifest: dict[str, Any], model: Model, recipe: Recipe, folder: Path, *, add: bool) -> None:
+def _refuse_others(manifest: dict[str, Any], model: dict[str, Any], recipe: Recipe, folder: Path, *, add: bool) -> None:
     refuse_other(manifest["model"], model, f"the index in '{folder}'")
     mine, theirs = recipe.to_json(), manifest["recipe"]
     other = [name for name in mine if mine[name] != theirs.get(name)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, OptionError, SaveError
-from .search import Metric, check
+from .search import Metric, check, check_width
 from .store import Found, Index
 
 _ABOUT: Final = b"cnnviz"
@@ -139,9 +139,7 @@ class Database:
             InputError: the queries have another number of values than the features.
         """
         check(k, metric)
-        width = self._table.schema.field("vector").type.list_size
-        if queries.dim() != 2 or queries.shape[1] != width:
-            raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
+        check_width(queries, self._table.schema.field("vector").type.list_size)
         found = []
         for query, own in zip(queries.float().cpu().numpy(), skip or [None] * len(queries), strict=True):
             asked = self._table.search(query).distance_type(_DISTANCES[metric]).limit(k + 1)

@@ -180,12 +180,14 @@ def lay_out(
         return known
     old = features if known is None else features[: len(known)]
     more = None if known is None else features[len(known) :]
-    made = place(index, method, old, more, known, perplexity=perplexity, seed=seed, layer=layer, progress=progress)
-    points = made if known is None else torch.cat([known, made])
-    kept = {"points": points}
+    kept: dict[str, Tensor] = {}
     if method == "pca":
         axes = axes_of(index, old, seed=seed, layer=layer)
-        kept |= {"mean": axes.mean, "axes": axes.axes, "variance": axes.variance, "total": axes.total}
+        made, kept = axes.plane(old if more is None else more), vars(axes)
+    else:
+        made = tsne(old, perplexity=perplexity, seed=seed, more=more, points=known, progress=progress)
+    points = made if known is None else torch.cat([known, made])
+    kept = {"points": points, **kept}
     write_tensors(index.points_file(method, layer, perplexity=perplexity, seed=seed), kept, {})
     return points
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import InputError, OptionError
 
 Metric: TypeAlias = Literal["cosine", "euclidean"]
 
@@ -86,6 +86,16 @@ def check(k: int, metric: str) -> None:
         raise OptionError(f"metric: got {metric!r}, expected 'cosine' or 'euclidean'")
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise OptionError(f"k: got {k!r}, expected a whole number of at least 1")
+
+
+def check_width(queries: Tensor, width: int) -> None:
+    """Refuse queries that are not of so many values each.
+
+    Raises:
+        InputError: they are (Q, others), or no (Q, D) at all.
+    """
+    if queries.dim() != 2 or queries.shape[1] != width:
+        raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
 
 
 def _rounding(queries: Tensor, longest: float, metric: Metric) -> Tensor:

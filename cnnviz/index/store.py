@@ -21,7 +21,7 @@ from ..models import Model
 from ..writing import Kind
 from .observe import Recipe
 from .part import Entry, Part, intact, read_tensors, sha256
-from .search import Metric
+from .search import Metric, check_width
 from .search import nearest as nearest_vectors
 from .tally import Histogram, Strongest, exact_quantile
 
@@ -151,7 +151,7 @@ class Index:
         Raises:
             SaveError: weights or preprocessing differ.
         """
-        refuse_other(self.about, model, f"the index in '{self.folder}'")
+        refuse_other(self.about, about(model), f"the index in '{self.folder}'")
 
     def predicted(self) -> tuple[str, ...] | None:
         """Return each image's most probable class, in words, or None where the network has none."""
@@ -169,11 +169,6 @@ class Index:
     def has(self, name: str) -> bool:
         """Whether all parts have such a tensor."""
         return all(name in part.names for part in self._parts if part.entries)
-
-    @staticmethod
-    def tallies(summary: Path) -> dict[str, Tensor]:
-        """Return the tallies of all channels in a summary's file."""
-        return read_tensors(summary)
 
     def features(self, layer: str | None = None) -> Tensor:
         """Return each image's features at a layer, its maps' means: (N, C)."""
@@ -238,8 +233,17 @@ class Index:
     def vectors(self, rows: Sequence[int], layer: str | None = None, *, pixels: bool = False) -> Tensor:
         """Return what some of the images are compared by: features, (Q, C), or values of thumbnails in [0, 1]."""
         name = "thumbnails" if pixels else f"features.{self.number(layer)}"
-        found = torch.stack([self._parts[part].rows(name, [inside])[0] for part, inside in map(self._place, rows)])
-        return found.flatten(1) / 255 if pixels else found
+        inside: dict[int, list[int]] = {}
+        for row in dict.fromkeys(rows):
+            part, place = self._place(row)
+            inside.setdefault(part, []).append(place)
+        found = {
+            self._begins[part] + place: values
+            for part, places in inside.items()
+            for place, values in zip(places, self._parts[part].rows(name, places), strict=True)
+        }
+        made = torch.stack([found[row] for row in rows])
+        return made.flatten(1) / 255 if pixels else made
 
     def search(
         self,
@@ -269,9 +273,7 @@ class Index:
         def vectors() -> Iterator[Tensor]:
             return (rows.flatten(1) / 255 if pixels else rows for rows in self.rows(name))
 
-        width = next(iter(vectors())).shape[1]
-        if queries.dim() != 2 or queries.shape[1] != width:
-            raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
+        check_width(queries, next(iter(vectors())).shape[1])
         left = None if skip is None else torch.as_tensor(skip)
         return nearest_vectors(queries.cpu(), vectors, k, "euclidean" if pixels else metric, skip=left)
 
@@ -368,13 +370,12 @@ def about(model: Model) -> dict[str, Any]:
     }
 
 
-def refuse_other(known: dict[str, Any], model: Model, what: str) -> None:
-    """Refuse a network that features are not of.
+def refuse_other(known: dict[str, Any], mine: dict[str, Any], what: str) -> None:
+    """Refuse a network that features are not of; both as `about` tells them.
 
     Raises:
         SaveError: weights or preprocessing differ.
     """
-    mine = about(model)
     for name in ("digest", "preprocess"):
         if mine[name] != known[name]:
             raise SaveError(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cnnviz import Field, InputError, LayerError, Request, capture, render
+from cnnviz import Field, InputError, LayerError, OptionError, Request, capture, render
 from cnnviz.index import Index
 
 Made = TypeVar("Made")
@@ -29,6 +29,19 @@ def open_index(request: Request, folder: str | None) -> Index:
     index = Index(folder)
     index.check(request.described)
     return index
+
+
+def chosen(request: Request, named: tuple[int, ...], count: int, first: int) -> tuple[int, ...]:
+    """Return the channels that were named, of so many; the first ones where none were.
+
+    Raises:
+        OptionError: the layer does not have one.
+    """
+    wrong = [channel for channel in named if channel >= count]
+    if wrong:
+        told = f"but layer '{request.layer}' has channels 0 to {count - 1}"
+        raise OptionError(f"option 'channels': got {wrong[0]}, {told}")
+    return named or tuple(range(min(first, count)))
 
 
 def pictures(request: Request, index: Index, rows: list[int]) -> Tensor:

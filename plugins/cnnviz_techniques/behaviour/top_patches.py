@@ -24,7 +24,7 @@ from cnnviz import (
 from cnnviz.index import Index, Strongest
 from cnnviz.ops import crop_patches
 
-from .collection import INDEX, of_maps, open_index, pictures
+from .collection import INDEX, chosen, of_maps, open_index, pictures
 
 _FIRST = 16
 _TILE = 96
@@ -59,12 +59,7 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     strongest = _strongest(request, options.top) if index is None else index.strongest(request.layer)
     if index is not None and options.top > index.recipe.top:
         raise OptionError(f"option 'top': got {options.top}, but the index keeps {index.recipe.top} for each channel")
-    count = strongest.values.shape[1]
-    wrong = [channel for channel in options.channels if channel >= count]
-    if wrong:
-        told = f"but layer '{request.layer}' has channels 0 to {count - 1}"
-        raise OptionError(f"option 'channels': got {wrong[0]}, {told}")
-    channels = torch.tensor(options.channels or range(min(_FIRST, count)))
+    channels = torch.tensor(chosen(request, options.channels, strongest.values.shape[1], _FIRST))
     values = strongest.values.T[channels, : options.top]  # (M, K)
     places = strongest.places.transpose(0, 1)[channels, : options.top]  # (M, K, 3)
     inputs, shown, image = _looked_at(request, index, places[..., 0].flatten())

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnnviz import Field, Gallery, OptionError, Options, Request, Technique, hookimpl, render
-from cnnviz.index import Index, exact_quantile
+from cnnviz import Field, Gallery, Options, Request, Technique, hookimpl, render
+from cnnviz.index import exact_quantile
 
-from ..behaviour.collection import INDEX, of_maps, open_index, pictures
+from ..behaviour.collection import INDEX, chosen, of_maps, open_index, pictures
 
 _FIRST = 4
 _TILE = 128  # pixels
@@ -45,18 +45,15 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
         limits = exact_quantile(every.transpose(0, 1).flatten(1), options.quantile)
     else:
         limits = index.threshold(options.quantile, request.layer)
-    wrong = [channel for channel in options.channels if channel >= len(limits)]
-    if wrong:
-        told = f"but layer '{request.layer}' has channels 0 to {len(limits) - 1}"
-        raise OptionError(f"option 'channels': got {wrong[0]}, {told}")
-    channels = options.channels or tuple(range(min(_FIRST, len(limits))))
+    channels = chosen(request, options.channels, len(limits), _FIRST)
+    strongest = None if index is None or request.given else index.strongest(request.layer).places[: options.top, :, 0]
     images, values = [], []
     for number, channel in enumerate(channels):
         share = (number / len(channels), (number + 1) / len(channels))
-        if request.given:
+        if index is None or strongest is None:
             shown, maps = request.pictures, every[:, channel]
         else:
-            shown = _strongest(request, index, channel, options.top)
+            shown = pictures(request, index, strongest[:, channel].tolist())
             inputs = request.normalisation.normalise(shown).to(request.example)
             maps = _maps(request, inputs, share)[:, channel]
         images.append(_picture(shown, maps, float(limits[channel])))
@@ -73,12 +70,6 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
 def _maps(request: Request, inputs: Tensor, share: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """Return the layer's maps of some inputs, (N, C, h, w)."""
     return torch.cat(of_maps(request, inputs, lambda maps, _: maps.float().cpu(), share=share))
-
-
-def _strongest(request: Request, index: Index, channel: int, top: int) -> Tensor:
-    """Return pictures of the images of an index that excite a channel most, (n, 3, H, W)."""
-    rows = index.strongest(request.layer).places[:top, channel, 0]
-    return pictures(request, index, rows[rows >= 0].tolist())
 
 
 def _picture(shown: Tensor, maps: Tensor, limit: float) -> Tensor:
