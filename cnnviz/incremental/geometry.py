@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 Pair: TypeAlias = tuple[int, int]
+
+_ALL: Final = 0.93
 
 
 @dataclass(frozen=True)
@@ -20,25 +22,16 @@ class Window:
     padding: Pair
     dilation: Pair = (1, 1)
 
-    def reached(self, places: Tensor, size: Pair, output: Pair) -> tuple[Tensor, Pair]:
-        """Return where the outputs begin that patches reach, (K, 2), and how many there are, for all the same.
-
-        Args:
-            places: (K, 2), where the patches begin.
-            size: theirs.
-            output: size of the operation's whole result.
-        """
-        starts, sizes = [], []
-        for axis in (0, 1):
-            k, s, p, d = (value[axis] for value in (self.kernel, self.stride, self.padding, self.dilation))
-            first = places[:, axis] + p
-            low = (-((-(first - (k - 1) * d)) // s)).clamp(min=0)  # rounded up
-            high = ((first + size[axis] - 1) // s + 1).clamp(max=output[axis])
-            # One size for all; a patch that no output sees, or that lies at the border, gets more than it needs.
-            count = min(max(1, int((high - low).max())), output[axis])
-            starts.append(low.clamp(max=output[axis] - count))
-            sizes.append(count)
-        return torch.stack(starts, 1), (sizes[0], sizes[1])
+    def reached(self, spans: Tensor, output: Pair) -> Tensor:
+        """Return which outputs see a part of these spans of the input, (K, 2, 2), of a result of this size."""
+        kernel, stride, padding, dilation = (
+            torch.tensor(value) for value in (self.kernel, self.stride, self.padding, self.dilation)
+        )
+        first, stop = (spans + padding[:, None]).unbind(2)
+        begin = -((-(first - (kernel - 1) * dilation)) // stride)  # rounded up
+        end = (stop - 1) // stride + 1
+        ends = torch.tensor(output)
+        return torch.stack([torch.minimum(begin.clamp(min=0), ends), torch.minimum(end.clamp(min=0), ends)], 2)
 
     def seen(self, places: Tensor, size: Pair) -> tuple[Tensor, Pair]:
         """Return which part of the input outputs at these places see: where it begins, (K, 2), and its size."""
@@ -55,9 +48,34 @@ def pair(value: Any) -> Pair:
     return int(value[0]), int(value[-1])
 
 
-def united(places: list[Tensor], sizes: list[Pair], whole: Pair) -> tuple[Tensor, Pair]:
-    """Return the smallest boxes, all of one size, that hold boxes at these places: where they begin, and their size."""
-    begin = torch.stack(places).amin(0)
-    ends = torch.stack([place + torch.tensor(size) for place, size in zip(places, sizes, strict=True)]).amax(0)
-    height, width = (ends - begin).amax(0).tolist()
-    return torch.minimum(begin, torch.tensor(whole) - torch.tensor((height, width))), (height, width)
+def spans_of(places: Tensor, size: Pair) -> Tensor:
+    """Return the spans of boxes of one size: (K, 2) to (K, 2, 2), with first row or column and last but one each."""
+    return torch.stack([places, places + torch.tensor(size)], 2)
+
+
+def boxed(spans: Tensor, whole: Pair) -> tuple[Tensor, Pair]:
+    """Return boxes of one size within the whole that hold the spans: where they begin, (K, 2), and the size.
+
+    Where that is nearly all, it is the whole, which needs no context around it.
+    """
+    height, width = (spans[:, :, 1] - spans[:, :, 0]).amax(0).clamp(min=1).tolist()
+    if nearly_all(height * width, whole[0] * whole[1]):
+        return torch.zeros_like(spans[:, :, 0]), whole
+    return torch.minimum(spans[:, :, 0], torch.tensor(whole) - torch.tensor((height, width))), (height, width)
+
+
+def nearly_all(pixels: Any, whole: Any) -> Any:
+    """Whether so many pixels of a map are as good as the whole of it; of numbers or of tensors."""
+    return pixels >= _ALL * whole
+
+
+def united(spans: list[Tensor]) -> Tensor:
+    """Return the smallest spans that hold those of each; empty ones count for nothing."""
+    found = spans[0]
+    for other in spans[1:]:
+        both = torch.stack(
+            [torch.minimum(found[..., 0], other[..., 0]), torch.maximum(found[..., 1], other[..., 1])], -1
+        )
+        mine, theirs = ((part[..., 1:] <= part[..., :1]).any(1, keepdim=True) for part in (found, other))
+        found = torch.where(theirs, found, torch.where(mine, other, both))
+    return found

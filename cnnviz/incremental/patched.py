@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..models.receptive_field import function_name
 from ..ops import crop_patches, overlay_crop
+from .geometry import Pair, spans_of
 
 Places: TypeAlias = Tensor
 """(K, 2) int64 on the CPU: first row and column of each patch."""
@@ -25,18 +27,42 @@ RULES: dict[str, Callable[..., Any]] = {}
 """How patches go through torch's functions, by their names; `rules` fills it."""
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What a layer had to do for some patches.
+
+    Attributes:
+        spans: (K, 2, 2), the rows and columns that it computed.
+        size: (height, width) of its whole result.
+        cost: of one pixel, in multiplications.
+    """
+
+    spans: Tensor
+    size: Pair
+    cost: int
+
+
 class Base:
     """What a network makes of the one image that all others are compared with: each result is computed once.
 
     A result is known again by the very tensors that it was computed from, so that it does not matter which calls come
     before it, and which of them patches did not reach.
+
+    Attributes:
+        weights: the same of what is made of weights alone, which may serve several images.
+        channels_last: whether the network's own maps would lie so in memory.
+        refused: why patches cannot be taken through, once that is known.
+        visits: what layers did for the patches of this pass, by their results.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Base | None = None) -> None:
+        self.weights = weights or self
         self._known: dict[tuple[Any, ...], Any] = {}
         self._alive: list[Any] = []  # ids stay unique as long as their tensors live
         self._first: int | None = None
         self.refused = ""
+        self.channels_last = False
+        self.visits: dict[int, Visit] = {}
 
     def begin(self) -> None:
         """Begin another pass."""
@@ -53,12 +79,18 @@ class Base:
             self._alive.append(call)
         return self._known[key]
 
+    def visit(self, made: Tensor, spans: Tensor, weights: Tensor) -> None:
+        """Note that a layer computes these spans of a result, (1, C, H, W), with such weights."""
+        moved = _MOVED * (weights.shape[0] + weights.shape[1])
+        self.visits[id(made)] = Visit(spans, (made.shape[-2], made.shape[-1]), weights.numel() + moved)
+
     def refusal(self, why: str) -> Unfollowed:
         """Return what to raise; the reason is kept, should something on the way turn it into another error."""
         self.refused = why
         return Unfollowed(why)
 
 
+_MOVED = 16  # multiplications in the time that it takes to read or write a number
 _MORE, _SOME = 2, 64  # results beyond those of the first pass, in which patches reach less than in others
 
 
@@ -68,13 +100,22 @@ def _known_by(value: Any) -> Any:
     return tuple(map(_known_by, value)) if isinstance(value, (tuple, list)) else (type(value), value)
 
 
+class Later(Protocol):
+    """A result that is still to be computed, so that what follows can be made a part of it."""
+
+    def run(self) -> Tensor:
+        """Compute it."""
+
+
 class Patched(Tensor):
     """K maps, each of which is the base but for a patch; a tensor (K, C, H, W) to those that hold it.
 
     Attributes:
         base: (1, C, H, W), what they share.
-        patch: (K, C, h, w), what is each one's own; it lies within the base.
-        places: where.
+        places: where the patches begin.
+        extent: (height, width) of the patches.
+        spans: (K, 2, 2) int64 on the CPU: of rows and columns the first that may differ from the base, and the last but
+            one. They lie within the patches, which are all of one size.
         last: whether channels were moved behind space, so that to its holders it is (K, H, W, C).
         source: what the network makes of the base.
         shared: whether others hold a part of it, or it is a part of another.
@@ -82,29 +123,57 @@ class Patched(Tensor):
     """
 
     base: Tensor
-    patch: Tensor
     places: Places
+    extent: Pair
+    spans: Tensor
     last: bool
     source: Base
     whole: Tensor | None
     shared: bool
+    _patch: Tensor | Later
 
     @staticmethod
     def __new__(
-        cls, base: Tensor, patch: Tensor, places: Places, source: Base, *, last: bool = False, shared: bool = False
+        cls,
+        base: Tensor,
+        patch: Tensor | Later,
+        places: Places,
+        source: Base,
+        *,
+        extent: Pair | None = None,
+        spans: Tensor | None = None,
+        last: bool = False,
+        shared: bool = False,
     ) -> Patched:
-        """Make one; see the class for its arguments."""
-        shape = (len(patch), *base.shape[1:])
+        """Make one; see the class for its arguments. What makes a patch needs its extent; spans are all by default."""
+        shape = (len(places), *base.shape[1:])
         if last:
             shape = (shape[0], *shape[2:], shape[1])
         made: Patched = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=base.dtype, device=base.device)
-        made.base, made.patch, made.places, made.source, made.last = base, patch, places, source, last
+        made.base, made._patch, made.places, made.source, made.last = base, patch, places, source, last
+        if extent is None:
+            assert isinstance(patch, Tensor)
+            extent = (patch.shape[-2], patch.shape[-1])
+        made.extent, made.spans = extent, spans_of(places, extent) if spans is None else spans
         made.whole, made.shared = None, shared
         return made
 
-    def with_values(self, base: Tensor, patch: Tensor, **changed: Any) -> Patched:
+    @property
+    def patch(self) -> Tensor:
+        """What is each map's own, (K, C, h, w)."""
+        if not isinstance(self._patch, Tensor):
+            self._patch = self._patch.run()
+        return self._patch
+
+    @property
+    def unfinished(self) -> Later | None:
+        """What is still to be computed, if nobody else holds a part of it."""
+        return None if isinstance(self._patch, Tensor) or self.shared else self._patch
+
+    def with_values(self, base: Tensor, patch: Tensor | Later, **changed: Any) -> Patched:
         """Return one with other values at the same places."""
-        return Patched(base, patch, self.places, self.source, **{"last": self.last, **changed})
+        same = {"last": self.last, "extent": self.extent, "spans": self.spans}
+        return Patched(base, patch, self.places, self.source, **{**same, **changed})
 
     def part(self, base: Tensor, patch: Tensor, **changed: Any) -> Patched:
         """Return one that shares memory with this one, so that neither may be written to from now on."""
@@ -112,20 +181,21 @@ class Patched(Tensor):
         return self.with_values(base, patch, shared=True, **changed)
 
     @property
-    def extent(self) -> tuple[int, int]:
-        """(height, width) of the patches."""
-        return self.patch.shape[-2], self.patch.shape[-1]
+    def full(self) -> bool:
+        """Whether the patches are all of the maps."""
+        return self.extent == tuple(self.base.shape[-2:])
 
     def dense(self) -> Tensor:
         """Return the plain tensor that it stands for."""
         if self.whole is not None:
             return self.whole
-        full = (self.base.shape[-2], self.base.shape[-1])
-        if self.extent == full:
-            made = self.patch
-        else:
-            made = laid_over(self.base, self.patch, self.places, torch.zeros_like(self.places), full)
-        return made.movedim(1, -1) if self.last else made
+        made = self.patch
+        if not self.full:
+            size = (self.base.shape[-2], self.base.shape[-1])
+            made = laid_over(self.base, made, self.places, torch.zeros_like(self.places), size)
+        if self.last:
+            return made.movedim(1, -1)
+        return made if self.source.channels_last else made.contiguous()
 
     def become(self, other: Any) -> Patched:
         """Take the value of what an in-place operation returned.
@@ -139,8 +209,8 @@ class Patched(Tensor):
             if not isinstance(other, Tensor) or other.shape != self.shape or other.dtype != self.dtype:
                 raise self.source.refusal("a patched map is given another shape or type in place")
         if isinstance(other, Patched):
-            self.base, self.patch, self.places, self.last = other.base, other.patch, other.places, other.last
-            self.whole = other.whole
+            self.base, self._patch, self.places, self.last = other.base, other._patch, other.places, other.last
+            self.extent, self.spans, self.whole = other.extent, other.spans, other.whole
         else:
             self.whole = other
         return self

@@ -45,9 +45,10 @@ def plan(model: nn.Module, image: Tensor, window: Pair) -> list[Step]:
     patch = image.new_zeros(1, image.shape[1], height, width)
     base = Base()
     with torch.no_grad():
-        densified(model(Patched(image, patch, corner, base)))  # what is made of the image itself
-        with _Watch() as seen:
-            densified(model(Patched(image, patch, corner, base)))
+        for _ in range(2):  # the first time, what is made of the image itself is computed too
+            patched = Patched(image, patch, corner, base)
+            with _Watch() as seen:
+                densified(model(patched))
         whole_image = image.clone()
         with _Watch() as dense:
             model(whole_image)
@@ -73,6 +74,8 @@ class _Watch(TorchFunctionMode):
         """Run a function and note it."""
         with Operations() as done:
             made = func(*args, **(kwargs or {}))
+            for value in patched_in(made):
+                _ = value.patch  # what is put off is done now, and counted
         if function_name(func) in _SILENT:
             return made
         followed = [value for value in patched_in(made) if value.whole is None]
@@ -80,5 +83,6 @@ class _Watch(TorchFunctionMode):
         size = (followed[0].base.shape[-2], followed[0].base.shape[-1]) if followed else None
         if size is None and maps:
             size = (maps[0].shape[-2], maps[0].shape[-1])
-        self.calls.append((function_name(func), size, followed[0].extent if followed else None, done.count))
+        extent = followed[0].extent if followed and not followed[0].full else None
+        self.calls.append((function_name(func), size, extent, done.count))
         return made

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .geometry import Window, pair, united
-from .patched import INPLACE_ARGUMENT, RULES, Patched, cropped, laid_over
+from ..ops import conv_crops, conv_crops_is_native, packed_kernel
+from .geometry import Pair, Window, boxed, pair, united
+from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]
+
+_NONE = (-math.inf, math.inf)
+_LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}  # of what becomes a part of a convolution
 
 
 def _maps(x: Any) -> bool:
@@ -21,9 +26,83 @@ def _maps(x: Any) -> bool:
     return isinstance(x, Patched) and not x.last and x.base.dim() == 4
 
 
-def _finished(made: Patched) -> Any:
-    """Return a patched map, or the plain one where the patch is the whole of it."""
-    return made.dense() if made.extent == tuple(made.base.shape[-2:]) else made
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution of patches that is still to be run, so that a batch norm and a ReLU behind it become a part of it.
+
+    Attributes:
+        source: what the network makes of the base.
+        base: (1, C, H, W), before it.
+        weight: as torch takes it, like the rest.
+        bias: as torch takes it.
+        stride: (height, width), like the rest.
+        padding: of the base.
+        dilation: likewise.
+        groups: as torch takes it.
+        limits: what is below the first, or above the second, is set to it.
+        x: the patches with what the kernel sees around them; or whole maps, which are padded.
+        whole: whether they are whole.
+    """
+
+    source: Base
+    base: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    limits: tuple[float, float] = _NONE
+    x: Tensor | None = None
+    whole: bool = False
+
+    @property
+    def native(self) -> bool:
+        """Whether the kernel for many small maps runs it, which packs weights once and takes no padding."""
+        each = self.groups == self.weight.shape[0] == self.base.shape[1]
+        plain = self.base.dtype == self.weight.dtype == torch.float32 and self.base.device.type == "cpu"
+        return plain and (self.groups == 1 or each) and conv_crops_is_native()
+
+    def run(self) -> Tensor:
+        assert self.x is not None
+        return self._of(self.x, self.padding if self.whole else (0, 0))
+
+    def of_base(self) -> Tensor:
+        """Return what it makes of the base."""
+        settings = (self.stride, self.padding, self.dilation, self.groups, self.limits)
+        made: Tensor = self.source.result(
+            ("conv2d", self.base, self.weight, self.bias, *settings), lambda: self._of(self.base, self.padding)
+        )
+        return made
+
+    def _of(self, x: Tensor, padding: Pair) -> Tensor:
+        if not self.native:
+            made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            return made if self.limits == _NONE else made.clamp_(*self.limits)
+        kernel = self.source.weights.result(
+            ("packed", self.weight, self.groups), lambda: packed_kernel(self.weight, self.groups)
+        )
+        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        if any(padding):
+            x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        return conv_crops(
+            x, kernel, bias, stride=self.stride, dilation=self.dilation, low=self.limits[0], high=self.limits[1]
+        )
+
+    def scaled(
+        self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> _Convolution:
+        """Return the convolution that a batch norm behind it makes one with."""
+
+        def fold() -> tuple[Tensor, Tensor]:
+            scale = (variance.double() + eps).rsqrt() * (1 if weight is None else weight.double())
+            shift = (0 if self.bias is None else self.bias.double()) - mean.double()
+            moved = shift * scale + (0 if bias is None else bias.double())
+            return self.weight * scale.to(self.weight)[:, None, None, None], moved.to(self.weight)
+
+        call = ("folded", self.weight, self.bias, mean, variance, weight, bias, eps)
+        kernel, offset = self.source.weights.result(call, fold)
+        return replace(self, weight=kernel, bias=offset)
 
 
 def _through_windows(
@@ -31,24 +110,35 @@ def _through_windows(
     window: Window,
     base: Tensor,
     pad: float,
-    compute: Callable[[Tensor], Tensor],
+    whole: Callable[[Tensor], Tensor | Later] | None,
+    part: Callable[[Tensor], Tensor | Later],
     factor: Tensor | None = None,
-) -> Any:
-    """Return the map behind a window operation, from what it makes of each patch and its surroundings without padding.
+) -> Patched:
+    """Return the map behind a window operation.
 
     Args:
         x: the map before it.
         window: what it sees.
         base: what it makes of the base.
         pad: what stands for padding.
-        compute: the operation.
-        factor: (1, 1, H, W), by which its result is multiplied.
+        whole: the operation; None if it takes no padding.
+        part: the operation without padding.
+        factor: (1, 1, H, W), by which the result of `part` is multiplied.
     """
-    places, size = window.reached(x.places, x.extent, (base.shape[2], base.shape[3]))
-    corners, extent = window.seen(places, size)
-    patch = compute(laid_over(x.base, x.patch, x.places, corners, extent, pad))
-    patch = patch if factor is None else patch * cropped(factor, places, size)
-    return _finished(Patched(base, patch, places, x.source))
+    full = (base.shape[2], base.shape[3])
+    spans = window.reached(x.spans, full)
+    places, size = boxed(spans, full)
+    if whole is not None and x.full and size == full:
+        return Patched(base, whole(x.patch), places, x.source, extent=size, spans=spans)
+    corners, seen = window.seen(places, size)
+    if seen == x.extent and torch.equal(corners, x.places):
+        patch = part(x.patch)
+    else:
+        patch = part(laid_over(x.base, x.patch, x.places, corners, seen, pad))
+    if factor is not None:
+        assert isinstance(patch, Tensor)
+        patch = patch * cropped(factor, places, size)
+    return Patched(base, patch, places, x.source, extent=size, spans=spans)
 
 
 def _conv2d(
@@ -70,17 +160,17 @@ def _conv2d(
             return NotImplemented
         padding = (around[0] // 2, around[1] // 2)
     margin = (0, 0) if padding == "valid" else pair(padding)
-    base = input.source.result(
-        ("conv2d", input.base, weight, bias, steps, margin, spread, groups),
-        lambda: functional.conv2d(input.base, weight, bias, steps, margin, spread, groups),
-    )
-    return _through_windows(
+    call = _Convolution(input.source, input.base, weight, bias, steps, margin, spread, groups)
+    result = _through_windows(
         input,
         Window(kernel, steps, margin, spread),
-        base,
+        call.of_base(),
         0.0,
-        lambda x: functional.conv2d(x, weight, bias, steps, 0, spread, groups),
+        None if call.native else lambda x: replace(call, x=x, whole=True),
+        lambda x: replace(call, x=x),
     )
+    input.source.visit(result.base, result.spans, weight)
+    return result
 
 
 def _max_pool2d(
@@ -97,15 +187,18 @@ def _max_pool2d(
         return NotImplemented
     kernel, margin, spread = pair(kernel_size), pair(padding), pair(dilation)
     steps = pair(stride) if stride else kernel
-    base = input.source.result(
-        ("max_pool2d", input.base, kernel, steps, margin, spread, ceil_mode),
-        lambda: functional.max_pool2d(input.base, kernel, steps, margin, spread, ceil_mode),
-    )
+
+    def whole(x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, kernel, steps, margin, spread, ceil_mode)
+
     return _through_windows(
         input,
         Window(kernel, steps, margin, spread),
-        base,
+        input.source.result(
+            ("max_pool2d", input.base, kernel, steps, margin, spread, ceil_mode), lambda: whole(input.base)
+        ),
         -math.inf,
+        whole,
         lambda x: functional.max_pool2d(x, kernel, steps, 0, spread),
     )
 
@@ -142,6 +235,7 @@ def _avg_pool2d(
         Window(kernel, steps, margin),
         base,
         0.0,
+        lambda x: whole(x, divisor_override),
         lambda x: functional.avg_pool2d(x, kernel, steps, 0),
         factor,
     )
@@ -164,6 +258,9 @@ def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     base = input.source.result(
         (name, input.base, *plain, *sorted(given.items())), lambda: function(input.base, *plain, **given)
     )
+    before = input.unfinished
+    if name in _LIMITS and isinstance(before, _Convolution) and before.limits == _NONE:
+        return input.with_values(base, replace(before, limits=_LIMITS[name]))
     return input.with_values(base, function(input.patch, *plain, **given))
 
 
@@ -192,15 +289,18 @@ def _batch_norm(
     eps: float = 1e-5,
     *_more: Any,
 ) -> Any:
-    if not _maps(input) or training or running_mean is None:
+    if not _maps(input) or training or running_mean is None or running_var is None:
         return NotImplemented
+    given = (running_mean, running_var, weight, bias)
+    before = input.unfinished
+    if isinstance(before, _Convolution) and before.limits == _NONE:
+        folded = before.scaled(running_mean, running_var, weight, bias, eps)
+        return input.with_values(folded.of_base(), folded)
 
     def normalised(x: Tensor) -> Tensor:
-        return functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return functional.batch_norm(x, *given, False, momentum, eps)
 
-    base = input.source.result(
-        ("batch_norm", input.base, running_mean, running_var, weight, bias, eps), lambda: normalised(input.base)
-    )
+    base = input.source.result(("batch_norm", input.base, *given, eps), lambda: normalised(input.base))
     return input.with_values(base, normalised(input.patch))
 
 
@@ -228,7 +328,9 @@ def _layer_norm(_: Any, input: Any, normalized_shape: Any, *args: Any, **kwargs:
 def _linear(_: Any, input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     if not isinstance(input, Patched) or not input.last:
         return NotImplemented
-    return _over_channels(("linear", weight, bias), input, lambda x: functional.linear(x, weight, bias))
+    result = _over_channels(("linear", weight, bias), input, lambda x: functional.linear(x, weight, bias))
+    input.source.visit(result.base, result.spans, weight)
+    return result
 
 
 def _permute(_: Any, input: Any, *dims: Any) -> Any:
@@ -241,19 +343,28 @@ def _permute(_: Any, input: Any, *dims: Any) -> Any:
     return input.part(input.base, input.patch, last=not input.last)
 
 
-def _brought_together(parts: Sequence[Patched]) -> tuple[list[Tensor], Tensor]:
-    """Return each one's values inside of one box for all, and where the boxes begin."""
+def _brought_together(parts: Sequence[Patched]) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return each one's values inside of boxes for all, where the boxes begin, and what may differ from the base."""
     first = parts[0]
-    whole = (first.base.shape[-2], first.base.shape[-1])
     if all(part.extent == first.extent and torch.equal(part.places, first.places) for part in parts[1:]):
-        return [part.patch for part in parts], first.places
-    places, size = united([part.places for part in parts], [part.extent for part in parts], whole)
-    return [
-        part.patch
-        if part.extent == size and torch.equal(part.places, places)
-        else laid_over(part.base, part.patch, part.places, places, size)
-        for part in parts
-    ], places
+        spans = (
+            first.spans
+            if all(part.spans is first.spans for part in parts[1:])
+            else united([part.spans for part in parts])
+        )
+        return [part.patch for part in parts], first.places, spans
+    spans = united([part.spans for part in parts])
+    places, size = boxed(spans, (first.base.shape[-2], first.base.shape[-1]))
+    return (
+        [
+            part.patch
+            if part.extent == size and torch.equal(part.places, places)
+            else laid_over(part.base, part.patch, part.places, places, size)
+            for part in parts
+        ],
+        places,
+        spans,
+    )
 
 
 def _alike(parts: Sequence[Any]) -> bool:
@@ -274,11 +385,11 @@ def _arithmetic(function: Callable[..., Tensor]) -> Rule:
         if isinstance(a, Patched) and isinstance(b, Patched):
             if not _alike([a, b]):
                 return NotImplemented
-            (mine, theirs), places = _brought_together([a, b])
+            (mine, theirs), places, spans = _brought_together([a, b])
             base = a.source.result(
                 (name, a.base, b.base, *sorted(kwargs.items())), lambda: function(a.base, b.base, **kwargs)
             )
-            return _finished(Patched(base, function(mine, theirs, **kwargs), places, a.source, last=a.last))
+            return Patched(base, function(mine, theirs, **kwargs), places, a.source, spans=spans, last=a.last)
         x, other = (a, b) if isinstance(a, Patched) else (b, a)
         if isinstance(other, Tensor) and other.dim():
             shape = tuple(other.shape)
@@ -306,10 +417,10 @@ def _cat(_: Any, tensors: Any, dim: int = 0) -> Any:
     channels = -1 if parts and isinstance(parts[0], Patched) and parts[0].last else 1
     if not _alike(parts) or parts[0].base.dim() != 4 or dim % 4 != channels % 4:
         return NotImplemented
-    values, places = _brought_together(parts)
+    values, places, spans = _brought_together(parts)
     bases = tuple(part.base for part in parts)
     base = parts[0].source.result(("cat", *bases), lambda: torch.cat(bases, 1))
-    return _finished(Patched(base, torch.cat(values, 1), places, parts[0].source, last=parts[0].last))
+    return Patched(base, torch.cat(values, 1), places, parts[0].source, spans=spans, last=parts[0].last)
 
 
 def _split(func: Any, input: Any, split_size: Any, dim: int = 0) -> Any:
@@ -365,24 +476,26 @@ def _pad(_: Any, input: Any, pad: Sequence[int], mode: str = "constant", value: 
     base = input.source.result(
         ("pad", input.base, tuple(pad), value), lambda: functional.pad(input.base, list(pad), value=value or 0.0)
     )
-    return Patched(base, input.patch, input.places + torch.tensor((pad[2], pad[0])), input.source)
+    by = torch.tensor((pad[2], pad[0]))
+    return Patched(base, input.patch, input.places + by, input.source, spans=input.spans + by[:, None])
 
 
 def _interpolate(
     _: Any, input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args: Any, **kwargs: Any
 ) -> Any:
-    by = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,)
-    if not _maps(input) or mode != "nearest" or any(factor is not None and factor != int(factor) for factor in by):
+    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,)
+    if not _maps(input) or mode != "nearest" or any(factor is not None and factor != int(factor) for factor in factors):
         return NotImplemented
     base = input.source.result(
         ("interpolate", input.base, size, scale_factor),
         lambda: functional.interpolate(input.base, size, scale_factor, mode),
     )
-    factors = [base.shape[axis] // input.base.shape[axis] for axis in (2, 3)]
-    if [factor * side for factor, side in zip(factors, input.base.shape[2:], strict=True)] != list(base.shape[2:]):
+    times = [base.shape[axis] // input.base.shape[axis] for axis in (2, 3)]
+    if [factor * side for factor, side in zip(times, input.base.shape[2:], strict=True)] != list(base.shape[2:]):
         return NotImplemented
-    patch = input.patch.repeat_interleave(factors[0], 2).repeat_interleave(factors[1], 3)
-    return Patched(base, patch, input.places * torch.tensor(factors), input.source)
+    patch = input.patch.repeat_interleave(times[0], 2).repeat_interleave(times[1], 3)
+    by = torch.tensor(times)
+    return Patched(base, patch, input.places * by, input.source, spans=input.spans * by[:, None])
 
 
 RULES.update(

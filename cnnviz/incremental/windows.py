@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
-from .patched import Base, Patched, Unfollowed
+from .grouping import Layers, batches, grouped
+from .patched import Base, Patched, Unfollowed, Visit
 from .work import Operations
 
 _TOGETHER: Final = 32  # patches that go through the network at once
-_COUNTED: Final = 4  # that operations are counted on
-_PERIOD: Final = 32  # pixels after which a network of total stride 32 sees a patch in the same way
+_COUNTED: Final = 3  # that operations are counted on
 
 
 class Sweeps(Protocol):
@@ -32,6 +33,9 @@ class Sweeps(Protocol):
         sizes: list[int] | None,
     ) -> Tensor:
         """See `cnnviz.Request.sweep`."""
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """See `cnnviz.Request.once`."""
 
 
 Patches = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -59,7 +63,8 @@ class Changes:
         *,
         at_most: int = _TOGETHER,
         share: tuple[float, float] = (0.0, 1.0),
-    ) -> Tensor:
+        worth: float = 0.0,
+    ) -> Tensor | None:
         """Return the score of the image with each box changed, (n,), running only what a change reaches.
 
         Args:
@@ -67,66 +72,127 @@ class Changes:
             sample: the number of the sample that the image is.
             at_most: so many patches at once, as whole maps may have to be made of them.
             share: from where to where progress goes meanwhile, in [0, 1].
+            worth: return None where whole images would take less than so many times as many multiplications.
 
         Raises:
             Unfollowed: the network does something that patches cannot be taken through.
         """
-        order, sizes = self._batches(min(at_most, _TOGETHER))
-        base = Base()
+        run = _Run(self, request, sample, share)
+        together = min(at_most, _TOGETHER)
+        known = self._of_all_spans()
+        start = max(0, min(len(known) // 2, len(known) - _COUNTED - 1))
+        stop = start + _COUNTED + 1
+        few = known[start:stop]
+        with _refused_by(run.base):
+            with Operations() as first:
+                run(self._batches(few[:1], together))  # and what is made of the image itself
+            with Operations() as then:
+                run(self._batches(few[1:], together))
+            if (
+                request.once(("incremental", "saving", sample), lambda: _saving(first.count, then.count, len(few) - 1))
+                < worth
+            ):
+                return None
+            run(self._batches(known[:start] + known[stop:], together))
+            run.surveying = False
+            run(request.once(("incremental", "batches", sample), lambda: run.remaining(together, then.weights)))
+        return run.scores()
 
-        def make(start: int, stop: int) -> Tensor:
-            return self._patched(order[start:stop], base)
+    def _of_all_spans(self) -> list[int]:
+        """Return numbers of boxes that have all spans of rows and of columns among them."""
+        chosen, rows, columns = [], set(), set()
+        every = [(tuple(box[:2]), tuple(box[2:])) for box in self.boxes.tolist()]
+        for enough in (1, 0):  # both new, then one
+            for number, (row, column) in enumerate(every):
+                if (row not in rows) + (column not in columns) > enough:
+                    chosen.append(number)
+                    rows.add(row)
+                    columns.add(column)
+        return chosen
 
-        with _refused_by(base):
-            scores = request.sweep(make, len(order), [sample] * len(order), shared=True, share=share, sizes=sizes)
-        return torch.empty_like(scores).index_copy_(0, order.to(scores.device), scores)
-
-    def saving(self, request: Sweeps, sample: int) -> float:
-        """Return how many times as much it takes to run whole images, by the multiplications of one batch.
-
-        Raises:
-            Unfollowed: as above.
-        """
-        order, sizes = self._batches(_COUNTED)
-        middle = len(sizes) // 2
-        start = sum(sizes[:middle])
-        numbers, base = order[start : start + sizes[middle]], Base()
-
-        def run(make: Callable[[int, int], Tensor], count: int) -> int:
-            with Operations() as done:
-                request.sweep(make, count, [sample] * count, shared=False, share=(0.0, 0.0), sizes=[count])
-            return int(done.count)
-
-        whole = run(lambda *_: self.image.clone(), 1)
-        with _refused_by(base):
-            run(lambda *_: self._patched(numbers[:1], base), 1)  # what is made of the image itself
-            return whole * len(numbers) / max(1, run(lambda *_: self._patched(numbers, base), len(numbers)))
-
-    def _patched(self, numbers: Tensor, base: Base) -> Tensor:
+    def patched(self, numbers: Tensor, base: Base) -> Tensor:
+        """Return the image with each of these boxes changed, which are all of one size."""
         boxes = self.boxes[numbers]
-        height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
-        if height * width == 0:
-            return self.image.repeat(len(numbers), 1, 1, 1)
         base.begin()
+        height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
+        if height * width == 0:  # one pixel of the image itself, so that it is run as the others are
+            patch = self.image[:, :, :1, :1].repeat(len(numbers), 1, 1, 1)
+            return Patched(self.image, patch, torch.zeros(len(numbers), 2, dtype=torch.long), base)
         return Patched(self.image, self.patches(numbers, (height, width)), boxes[:, ::2].contiguous(), base)
 
-    def _batches(self, together: int) -> tuple[Tensor, list[int]]:
-        """Return the boxes' numbers in the order in which they are run, and how many each time.
+    def _batches(self, numbers: list[int], together: int) -> list[Tensor]:
+        """Return boxes in batches of one size each."""
+        chosen = torch.tensor(numbers, dtype=torch.long)
+        sizes = self.boxes[chosen, 1::2] - self.boxes[chosen, ::2]
+        return batches(chosen, torch.unique(sizes, dim=0, return_inverse=True)[1], together)
 
-        Boxes of one size, in one row and at like places of the network's steps go together: patches of a batch are of
-        one size in every layer, that of the largest.
-        """
-        top, bottom, left, right = self.boxes.unbind(1)
-        keys = torch.stack([bottom - top, right - left, top, left % _PERIOD, left], 1).tolist()
-        order = sorted(range(len(keys)), key=lambda number: keys[number])
-        sizes: list[int] = []
-        last = None
-        for number in order:
-            if keys[number][:3] != last or sizes[-1] == together:
-                sizes.append(0)
-            sizes[-1] += 1
-            last = keys[number][:3]
-        return torch.tensor(order), sizes
+
+class _Run:
+    """Runs boxes of an image batch by batch, and remembers the scores.
+
+    Attributes:
+        base: what the network makes of the image.
+        surveying: whether what layers do for the boxes is noted.
+    """
+
+    def __init__(self, changes: Changes, request: Sweeps, sample: int, share: tuple[float, float]) -> None:
+        self.base = Base(request.once(("incremental", "weights"), Base))
+        image = changes.image
+        self.base.channels_last = not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last)
+        self._changes, self._request, self._sample, self._share = changes, request, sample, share
+        self._order: list[Tensor] = []
+        self._scores: list[Tensor] = []
+        self._seen: list[Tensor] = []
+        self._visits: list[dict[int, Visit]] = []
+        self.surveying = True
+
+    def __call__(self, batches: list[Tensor]) -> None:
+        """Run batches of boxes, by their numbers."""
+        if not batches:
+            return
+        order = torch.cat(batches)
+
+        def make(start: int, stop: int) -> Tensor:
+            numbers, self.base.visits = order[start:stop], {}
+            if self.surveying:
+                self._seen.append(numbers)
+                self._visits.append(self.base.visits)
+            return self._changes.patched(numbers, self.base)
+
+        done = [sum(map(len, self._order)) + n for n in (0, len(order))]
+        first, last = self._share
+        share = [first + (last - first) * n / len(self._changes.boxes) for n in done]
+        self._scores.append(
+            self._request.sweep(
+                make,
+                len(order),
+                [self._sample] * len(order),
+                shared=True,
+                share=(share[0], share[1]),
+                sizes=[len(batch) for batch in batches],
+            )
+        )
+        self._order.append(order)
+
+    def remaining(self, together: int, weights: int) -> list[Tensor]:
+        """Return all other boxes in batches that suit the sizes which those that were run came to."""
+        layers = Layers.of(self._visits, [len(numbers) for numbers in self._seen], weights)
+        seen = torch.cat(self._seen)
+        left = torch.ones(len(self._changes.boxes), dtype=torch.bool).index_fill_(0, seen, False).nonzero()[:, 0]
+        return grouped(self._changes.boxes, left, seen, layers, together)
+
+    def scores(self) -> Tensor:
+        """Return the scores, in the boxes' order."""
+        scores = torch.cat(self._scores)
+        return torch.empty_like(scores).index_copy_(0, torch.cat(self._order).to(scores.device), scores)
+
+
+def _saving(first: int, then: int, count: int) -> float:
+    """Return how many times as much it takes to run whole images, from the multiplications of one and of so many boxes.
+
+    The first ran the image itself too.
+    """
+    return (first - then / count) / max(1, then / count) if count else math.inf
 
 
 @contextmanager

@@ -13,11 +13,13 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     Attributes:
         count: so many.
+        weights: how many numbers of weights were read for it.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count: int = 0
+        self.weights: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
@@ -26,8 +28,14 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             case torch.ops.aten.convolution.default:
                 transposed = bool(args[6])
                 self.count += (args[0] if transposed else made).numel() * args[1][0].numel()
+                self.weights += args[1].numel()
+            case torch.ops.cnnviz.conv_crops.default:
+                kernel = args[1]  # its first or last axes are those of what is made
+                self.count += made.numel() * (kernel[..., 0] if kernel.dim() == 3 else kernel[0, ..., 0]).numel()
+                self.weights += kernel.numel()
             case torch.ops.aten.addmm.default:
                 self.count += made.numel() * args[1].shape[-1]
+                self.weights += args[2].numel()
             case torch.ops.aten.mm.default | torch.ops.aten.bmm.default | torch.ops.aten.mv.default:
                 self.count += made.numel() * args[0].shape[-1]
             case torch.ops.aten.baddbmm.default:

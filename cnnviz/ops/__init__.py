@@ -4,6 +4,7 @@ Where native kernels were built for a device, they take the reference's place; `
 """
 
 from ._native import status
+from .conv_crops import conv_crops, conv_crops_is_native, packed_kernel
 from .crop_patches import crop_patches
 from .gram_matrix import gram_matrix
 from .grow_texture import Guide, grow_texture
@@ -13,6 +14,8 @@ from .overlay_crop import overlay_crop
 
 __all__ = [
     "Guide",
+    "conv_crops",
+    "conv_crops_is_native",
     "crop_patches",
     "gram_matrix",
     "grow_texture",
@@ -20,5 +23,6 @@ __all__ = [
     "guided_relu_",
     "occlude",
     "overlay_crop",
+    "packed_kernel",
     "status",
 ]

@@ -53,6 +53,10 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         IMAGES[0, 0, 0, :2].abs(),
         *(IMAGES[1, :1, :2, :3], IMAGES[2, :1], YX[1:2], torch.ones(1).double(), 0.5, True),
     ),
+    "conv_crops": lambda: (
+        *(torch.ones(2, 3, 5, 6), ops.packed_kernel(torch.ones(70, 3, 2, 3)), torch.ones(70)),
+        *([2, 1], [1, 2], -1.0, 10.0),
+    ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
 
@@ -100,6 +104,18 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
         (
             lambda: ops.crop_patches(IMAGES, INDEX, YX, (0, 1)),
             r"size is \(0, 1\), expected \(height, width\) of at least 1",
+        ),
+        (
+            lambda: ops.conv_crops(torch.ones(1, 4, 5, 5), ops.packed_kernel(torch.ones(6, 3, 2, 2)), torch.ones(6)),
+            r"x is \(1, 4, 5, 5\) torch.float32, kernel \(1, 2, 2, 3, 64\) .* expected float32 maps",
+        ),
+        (
+            lambda: ops.conv_crops(torch.ones(1, 3, 5, 1), ops.packed_kernel(torch.ones(6, 3, 2, 2)), torch.ones(6)),
+            "at least as large as the kernel reaches",
+        ),
+        (
+            lambda: ops.conv_crops(IMAGES, ops.packed_kernel(torch.ones(6, 2, 1, 1)), torch.ones(6)),
+            "torch.float64, kernel",
         ),
         (lambda: ops.overlay_crop(IMAGES, torch.ones(4, 2, 1, 1).double(), YX, YX, (1, 1)), r"expected \(1, C, H, W\)"),
     ],

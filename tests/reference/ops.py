@@ -84,6 +84,25 @@ def overlay_crop(
     return torch.stack(rows) if rows else base.new_zeros(0, base.shape[1], *size)
 
 
+def conv_crops(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> Tensor:
+    """Multiply what each pixel of the result sees, number by number, in double precision."""
+    (down, across), (step, side) = dilation, stride
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    height, width = ((n - r - 1) // s + 1 for n, r, s in zip(x.shape[2:], reach, stride, strict=True))
+    made = x.new_zeros(len(x), len(weight), height, width, dtype=torch.float64)
+    own = x.shape[1] // groups
+    for m in range(len(weight)):
+        first = m * groups // len(weight) * own
+        for row in range(height):
+            for column in range(width):
+                top, left = row * step, column * side
+                seen = x[:, first : first + own, top : top + reach[0] + 1 : down, left : left + reach[1] + 1 : across]
+                made[:, m, row, column] = bias[m].double() + (seen.double() * weight[m].double()).sum((1, 2, 3))
+    return made
+
+
 def grow_texture(
     sample: Tensor,
     sources: Tensor,

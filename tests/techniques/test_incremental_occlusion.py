@@ -174,9 +174,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from cnnviz.incremental import Changes
 
     seen: list[int] = []
-    kept = Changes._patched
+    kept = Changes.patched
     monkeypatch.setattr(
-        Changes, "_patched", lambda self, numbers, base: seen.append(len(numbers)) or kept(self, numbers, base)
+        Changes, "patched", lambda self, numbers, base: seen.append(len(numbers)) or kept(self, numbers, base)
     )
     return seen
 

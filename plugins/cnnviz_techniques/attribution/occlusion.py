@@ -77,22 +77,22 @@ def _incremental(request: Request, boxes: Tensor, cover: Tensor, method: str) ->
     every = torch.cat([boxes, boxes.new_zeros(1, 4)])
     changes = [_covered(image[None], every, cover) for image in request.inputs]
     try:
-        if method == "auto":
-            # What the network makes of an image is kept, and counting what is saved takes some passes.
-            few = len(boxes) < _FEW or not request.fits(one)
-            if few or request.once("saving", lambda: changes[0].saving(request, 0)) < _WORTH_IT:
+        # What the network makes of an image is kept, and a few passes go by before it is known what is saved.
+        if method == "auto" and (len(boxes) < _FEW or not request.fits(one)):
+            return None
+        room, scores = request.room(one), []
+        for i, image in enumerate(changes):
+            worth = _WORTH_IT if method == "auto" and i == 0 else 0.0
+            found = image.scores(request, i, at_most=room, share=(i / count, (i + 1) / count), worth=worth)
+            if found is None:
                 return None
-        room = request.room(one)
-        scores = [
-            image.scores(request, i, at_most=room, share=(i / count, (i + 1) / count))
-            for i, image in enumerate(changes)
-        ]
+            scores.append(found.double())
     except Unfollowed as error:
         if method == "auto":
             return None
         raise ModelError(f"option 'method': this network cannot be followed, since {error}; take 'auto'") from error
-    found = torch.stack(scores).double()
-    return found[:, -1:] - found[:, :-1]
+    every_score = torch.stack(scores)
+    return every_score[:, -1:] - every_score[:, :-1]
 
 
 def _covered(image: Tensor, boxes: Tensor, cover: Tensor) -> Changes:

@@ -1,0 +1,106 @@
+"""Convolution of many small maps, with weights that are packed once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import _check, _layout
+from ._operator import Operator
+
+_PANEL = 64  # channels that are packed side by side, as csrc/cpu/conv_kernel.h has them
+
+
+def packed_kernel(weight: Tensor, groups: int = 1) -> Tensor:
+    """Return the weight of a convolution, (M, C, kh, kw), as `conv_crops` takes it.
+
+    Args:
+        weight: float32.
+        groups: 1, or as many as channels, with a kernel for each: weight is (C, 1, kh, kw) then.
+
+    Returns:
+        (ceil(M / 64), kh, kw, C, 64), with zeros for the channels that M lacks; for a kernel for each channel
+        (kh, kw, C).
+    """
+    if groups > 1:
+        return weight[:, 0].permute(1, 2, 0).contiguous()
+    made = len(weight)
+    padded = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -made % _PANEL))
+    return padded.reshape(-1, _PANEL, *weight.shape[1:]).permute(0, 3, 4, 2, 1).contiguous()
+
+
+def conv_crops(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Tensor:
+    """Convolve many small maps without padding: (K, C, h, w) -> (K, M, *size), channels last; without a gradient.
+
+    A pixel of the result is summed up in an order that depends on the kernel alone: it has the same bits in whatever
+    map and batch it lies.
+
+    Args:
+        x: float32; channels last, otherwise it is copied.
+        kernel: of `packed_kernel`.
+        bias: (M,).
+        stride: (height, width).
+        dilation: (height, width).
+        low: what is below is set to it; 0 for a ReLU.
+        high: what is above is set to it.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    _check.floating("conv_crops", "x", x, "KCHW")
+    each = kernel.dim() == 3
+    sides = kernel.shape[:2] if each else kernel.shape[1:3]
+    room = [n - d * (k - 1) for n, k, d in zip(x.shape[2:], sides, dilation, strict=True)]
+    made = kernel.shape[2] if each else kernel.shape[0] * _PANEL
+    fits = kernel.dim() in (3, 5) and kernel.shape[2 if each else 3] == x.shape[1] and bias.dim() == 1
+    if not (fits and made - (_PANEL if not each else 1) < len(bias) <= made and min(room) > 0) or any(
+        value.dtype != torch.float32 for value in (x, kernel, bias)
+    ):
+        raise ValueError(
+            f"conv_crops: x is {tuple(x.shape)} {x.dtype}, kernel {tuple(kernel.shape)} and bias {tuple(bias.shape)}, "
+            "expected float32 maps (K, C, h, w), at least as large as the kernel reaches, what `packed_kernel` makes "
+            "of (M, C, kh, kw), and (M,)"
+        )
+    return _forward(x, kernel, bias, list(stride), list(dilation), float(low), float(high))
+
+
+def conv_crops_is_native() -> bool:
+    """Whether a kernel of our own runs `conv_crops` on this processor; it is slow otherwise."""
+    there: bool = torch._C._dispatch_has_kernel_for_dispatch_key("cnnviz::conv_crops", "CPU")
+    return there
+
+
+@torch.library.custom_op("cnnviz::conv_crops", mutates_args=())
+def _conv_crops(
+    x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], low: float, high: float
+) -> Tensor:
+    if kernel.dim() == 3:
+        weight, groups = kernel.permute(2, 0, 1)[:, None], kernel.shape[2]
+    else:
+        weight, groups = kernel.permute(0, 4, 3, 1, 2).flatten(0, 1)[: len(bias)], 1
+    made = functional.conv2d(x, weight.contiguous(), bias, stride, 0, dilation, groups)
+    return made.clamp(low, high).contiguous(memory_format=torch.channels_last)
+
+
+@_conv_crops.register_fake
+def _(
+    x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], low: float, high: float
+) -> Tensor:
+    sides = kernel.shape[:2] if kernel.dim() == 3 else kernel.shape[1:3]
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], sides, stride, dilation, strict=True)]
+    return _layout.empty(x, (x.shape[0], len(bias), *size), torch.channels_last)
+
+
+_forward = Operator(_conv_crops)

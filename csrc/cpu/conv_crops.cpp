@@ -1,0 +1,138 @@
+// A convolution of many small maps, channels last, without padding, with weights that were packed before.
+//
+// What a pixel sees lies in memory as one run for each row of the kernel, so nothing is copied: pixels are multiplied where
+// they are. Products are summed up in an order that depends on the kernel alone, so that a pixel comes out the same in
+// whatever map it lies.
+#include "conv_kernel.h"
+
+namespace cnnviz::cpu {
+namespace {
+
+#ifdef CNNVIZ_X86_LEVELS
+
+constexpr int64_t kPixels = 192;  // of a panel, whose sums stay in the second cache
+
+struct Convolution {
+  const float* x;
+  const float* bias;
+  float* to;
+  int64_t count, height, width, channels;  // of the maps
+  int64_t rows, columns, made;             // of the result, and its channels
+  int64_t kernel[2], stride[2], dilation[2];
+  float low, high;  // what is below or above is set to
+
+  int64_t pixels() const { return count * rows * columns; }
+
+  // Where what a pixel of the result sees begins.
+  const float* seen(int64_t pixel) const {
+    const int64_t image = pixel / (rows * columns), at = pixel % (rows * columns);
+    const int64_t row = at / columns * stride[0], column = at % columns * stride[1];
+    return x + ((image * height + row) * width + column) * channels;
+  }
+
+  // What one pixel sees, in pieces.
+  std::vector<Run> runs(int64_t longest) const {
+    std::vector<Run> found;
+    const bool together = dilation[1] == 1;
+    for (int64_t i = 0; i < kernel[0]; ++i)
+      for (int64_t j = 0; j < (together ? 1 : kernel[1]); ++j) {
+        const int64_t offset = (i * dilation[0] * width + j * dilation[1]) * channels;
+        const int64_t length = channels * (together ? kernel[1] : 1);
+        for (int64_t k = 0; k < length; k += longest) found.push_back({offset + k, std::min(longest, length - k)});
+      }
+    return found;
+  }
+
+  void write(const float* sums, int64_t first, int64_t last, int64_t channel, int64_t some) const {
+    for (int64_t pixel = first; pixel < last; ++pixel, sums += kPanel) {
+      float* row = to + pixel * made + channel;
+      for (int64_t c = 0; c < some; ++c) row[c] = sums[c] < low ? low : sums[c] > high ? high : sums[c];
+    }
+  }
+};
+
+void convolve(const Convolution& job, const float* weights) {
+  const std::vector<Run> runs = job.runs(kChain);
+  const int64_t depth = job.kernel[0] * job.kernel[1] * job.channels, panels = (job.made + kPanel - 1) / kPanel;
+  const int64_t pixels = job.pixels();
+  int64_t at_once = kPixels;
+  while (at_once > kTiles && panels * ((pixels + at_once - 1) / at_once) < 8) at_once /= 2;
+  const int64_t parts = (pixels + at_once - 1) / at_once;
+  const AddPanel add = add_panel_here();
+  parallel_rows(panels * parts, kGrainBytes, [&](int64_t begin, int64_t end) {
+    std::vector<float> sums(at_once * kPanel);
+    std::vector<const float*> x(at_once);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t channel = i / parts * kPanel, some = std::min(kPanel, job.made - channel);
+      const int64_t first = i % parts * at_once, last = std::min(pixels, first + at_once);
+      for (int64_t p = 0; p < at_once; ++p) x[p] = job.seen(std::min(first + p, last - 1));
+      for (int64_t p = 0; p < last - first; ++p) copy(sums.data() + p * kPanel, job.bias + channel, some);
+      const int64_t whole = (last - first + kTiles - 1) / kTiles * kTiles;
+      add(x.data(), whole, runs, weights + channel * depth, some, sums.data());
+      job.write(sums.data(), first, last, channel, some);
+    }
+  });
+}
+
+// A kernel for each channel.
+void convolve_each(const Convolution& job, const float* weights) {
+  std::vector<int64_t> offsets;
+  for (int64_t i = 0; i < job.kernel[0]; ++i)
+    for (int64_t j = 0; j < job.kernel[1]; ++j)
+      offsets.push_back((i * job.dilation[0] * job.width + j * job.dilation[1]) * job.channels);
+  const SumAll sum = sum_all_here();
+  const int64_t pixels = job.pixels(), cost = kEach * job.channels * static_cast<int64_t>(offsets.size() * sizeof(float));
+  parallel_rows((pixels + kEach - 1) / kEach, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* x[kEach];
+      float* to[kEach];
+      for (int64_t p = 0; p < kEach; ++p) {  // the last ones may be the same, and come out the same
+        const int64_t pixel = std::min(i * kEach + p, pixels - 1);
+        x[p] = job.seen(pixel);
+        to[p] = job.to + pixel * job.channels;
+      }
+      sum(x, offsets, weights, job.bias, job.channels, job.low, job.high, to);
+    }
+  });
+}
+
+Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, const Sizes& stride, const Sizes& dilation,
+                  double low, double high) {
+  const bool each = weight.dim() == 3;  // a kernel for each channel
+  const int64_t made_at_most = each ? weight.size(2) : weight.size(0) * kPanel;
+  STD_TORCH_CHECK(weight.size(each ? 2 : 3) == x.size(1) && bias.size(0) <= made_at_most && (each || weight.size(4) == kPanel),
+                  "kernel and bias are not of these maps");
+  Convolution job;
+  job.count = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3), job.made = bias.size(0);
+  int64_t made[2];
+  for (int64_t axis : {0, 1}) {
+    job.kernel[axis] = weight.size(each ? axis : axis + 1);
+    job.stride[axis] = stride[axis], job.dilation[axis] = dilation[axis];
+    const int64_t room = x.size(2 + axis) - dilation[axis] * (job.kernel[axis] - 1);
+    STD_TORCH_CHECK(room > 0, "the kernel is larger than the maps");
+    made[axis] = (room - 1) / stride[axis] + 1;
+  }
+  job.rows = made[0], job.columns = made[1];
+  job.low = static_cast<float>(low), job.high = static_cast<float>(high);
+  Tensor result = empty(x, {job.count, job.made, job.rows, job.columns}, true);
+  if (result.numel() == 0) return result;
+  const Tensor from = in_format(x, true), weights = in_order(weight), start = in_order(bias);
+  job.x = static_cast<const float*>(from.const_data_ptr()), job.bias = static_cast<const float*>(start.const_data_ptr());
+  job.to = fresh<float>(result);
+  const float* packed = static_cast<const float*>(weights.const_data_ptr());
+  if (each) convolve_each(job, packed);
+  else convolve(job, packed);
+  return result;
+}
+
+#endif
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cnnviz, CPU, library) {
+#ifdef CNNVIZ_X86_LEVELS
+  if (has_avx2()) library.impl("conv_crops", TORCH_BOX(&conv_crops));
+#endif
+}
+
+}  // namespace cnnviz::cpu

@@ -1,0 +1,122 @@
+"""Boxes are put together so that patches of one size waste little, and none is lost or run twice."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cnnviz.incremental import Changes
+from cnnviz.incremental.geometry import boxed, spans_of, united
+from cnnviz.incremental.grouping import Layers, grouped
+from cnnviz.incremental.patched import Visit
+
+
+def layers(reached: list[list[int]], side: int, cost: int = 10**6) -> Layers:
+    """One layer of a square map, of which each box reaches so many rows and columns."""
+    lengths = torch.tensor(reached)
+    visit = Visit(torch.stack([torch.zeros_like(lengths), lengths], 2), (side, side), cost)
+    return Layers.of([{0: visit}], [len(reached)], 0)
+
+
+def grid(rows: int, columns: int) -> Tensor:
+    return torch.tensor([(4 * r, 4 * r + 4, 4 * c, 4 * c + 4) for r in range(rows) for c in range(columns)])
+
+
+def test_boxes_of_other_sizes_stay_apart_where_that_saves_more_than_a_call() -> None:
+    """The first row and column of boxes reach 2 of 100 rows or columns, the others 50."""
+    boxes, seen = grid(6, 6), torch.arange(0, 36, 7)
+    known = layers([[2, 2], *[[50, 50]] * 5], 100)
+    made = [sorted(batch.tolist()) for batch in grouped(boxes, torch.arange(36), seen, known, 32)]
+    assert sorted(map(len, made)) == [1, 5, 5, 25]
+    assert [0] in made
+    cheap = layers([[2, 2], *[[50, 50]] * 5], 100, cost=1)
+    assert len(grouped(boxes, torch.arange(36), seen, cheap, 32)) == 2  # all alike, as many as go together
+
+
+@given(st.data())
+def test_none_is_lost_and_sizes_are_not_mixed(data: st.DataObject) -> None:
+    spans = st.tuples(st.integers(0, 9), st.integers(1, 3)).map(lambda span: (span[0], sum(span)))
+    rows = data.draw(st.lists(spans, min_size=1, max_size=6, unique=True))
+    columns = data.draw(st.lists(spans, min_size=1, max_size=6, unique=True))
+    boxes = torch.tensor([(*row, *column) for row in rows for column in columns])
+    reached = [[data.draw(st.integers(1, 12)) for _ in range(2)] for _ in boxes]
+    together = data.draw(st.integers(1, 8))
+    left = torch.arange(len(boxes))[data.draw(st.integers(0, len(boxes))) :]
+    made = grouped(boxes, left, torch.arange(len(boxes)), layers(reached, 12), together)
+    assert sorted(number for batch in made for number in batch.tolist()) == left.tolist()
+    for batch in made:
+        assert 1 <= len(batch) <= together
+        assert len((boxes[batch, 1::2] - boxes[batch, ::2]).unique(dim=0)) == 1
+
+
+class Recorded:
+    """Runs what it is given, and remembers how many at a time."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.sizes = net, []
+
+    def sweep(self, make, count, rows, *, shared, share, sizes):
+        assert sum(sizes) == count == len(rows)
+        self.sizes += sizes
+        scores, start = [], 0
+        with torch.no_grad():
+            for size in sizes:
+                scores.append(self.net(make(start, start + size)).sum(1))
+                start += size
+        return torch.cat(scores)
+
+    def once(self, key, compute):
+        return compute()
+
+
+def test_every_box_is_run_once_and_gets_its_own_score() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, 1, 1), nn.Flatten())
+    net = net.double().eval()
+    image = torch.randn(1, 2, 40, 40, dtype=torch.float64)
+    boxes = torch.tensor(
+        [(t, min(t + 7, 40), left, min(left + 5, 40)) for t in range(0, 40, 6) for left in range(0, 40, 9)]
+        + [(3, 3, 0, 40), (0, 1, 0, 1)]
+    )
+    run = Recorded(net)
+    made = Changes(image, boxes, lambda numbers, size: torch.full((len(numbers), 2, *size), 9.0).double()).scores(
+        run, 0
+    )
+    expected = []
+    for top, bottom, left, right in boxes.tolist():
+        changed = image.clone()
+        changed[:, :, top:bottom, left:right] = 9
+        expected.append(net(changed).sum())
+    torch.testing.assert_close(made, torch.stack(expected), rtol=0, atol=1e-9)
+    assert sum(run.sizes) == len(boxes)
+
+
+def test_what_saves_too_little_is_not_run() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 3, 1), nn.Flatten()).double()
+    run = Recorded(net)
+    changes = Changes(
+        torch.zeros(1, 2, 9, 9).double(), grid(2, 2), lambda n, size: torch.ones(len(n), 2, *size).double()
+    )
+    assert changes.scores(run, 0, worth=1.2) is None
+    assert sum(run.sizes) < 4
+
+
+def test_spans_that_are_nearly_all_are_all() -> None:
+    spans = spans_of(torch.tensor([[0, 0], [2, 3]]), (9, 10))
+    assert boxed(spans, (11, 13))[1] == (9, 10)
+    assert boxed(spans_of(torch.tensor([[1, 1]]), (10, 10)), (10, 10))[1] == (10, 10)
+    places, size = boxed(spans_of(torch.tensor([[1, 0]]), (98, 99)), (100, 100))
+    assert size == (100, 100)
+    assert places.tolist() == [[0, 0]]
+    assert math.prod(boxed(spans_of(torch.tensor([[1, 0]]), (90, 90)), (100, 100))[1]) == 8100
+
+
+def test_empty_spans_count_for_nothing() -> None:
+    empty, some = torch.tensor([[[5, 5], [0, 9]]]), torch.tensor([[[1, 3], [2, 4]]])
+    assert torch.equal(united([empty, some]), some)
+    assert torch.equal(united([some, empty]), some)
+    assert united([some, some + 2]).tolist() == [[[1, 5], [2, 6]]]
