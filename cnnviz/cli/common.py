@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..data import find_images, open_image
 from ..errors import InputError, ModelError, OptionError, TargetError
 from ..models import Model, load_model
 from ..options import RESERVED, Options
@@ -142,6 +143,26 @@ def keeping(note: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"cnnviz: interrupted; {note()}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def readable(places: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
+    """Return the image files named, and those in the folders named that can be read, and why the others cannot.
+
+    Raises:
+        InputError: a place does not exist, or a folder has no image that can be read.
+    """
+    paths, left_out = [], {}
+    for path in find_images(places):
+        if path not in places:  # somebody who names a file wants that one
+            try:
+                open_image(path)
+            except InputError as error:
+                left_out[str(path)] = str(error)
+                continue
+        paths.append(path)
+    if left_out and not paths:
+        raise InputError(f"none of {len(left_out)} images can be read; {next(iter(left_out.values()))}")
+    return paths, left_out
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> None:

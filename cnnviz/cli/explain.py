@@ -35,6 +35,7 @@ from .common import (
     load,
     parse_target,
     progress,
+    readable,
     require_pictures,
     show_json,
     show_table,
@@ -85,7 +86,7 @@ def _run(
     device: str,
     json: bool,
 ) -> None:
-    paths = find_images(images or [])
+    paths, left_out = readable(images or [])
     if technique.inputs in ("each", "all") and not paths:
         raise InputError(f"technique '{technique.name}' needs an image; give the path of one or more")
     loaded = load(model, weights, device)
@@ -95,9 +96,10 @@ def _run(
     prepare = partial(Explainer, loaded, technique.name, layer=layer or None, memory=memory)
     if technique.whole and technique.inputs == "each" and (len(paths) > 1 or any(map(Path.is_dir, images or []))):
         pictures = out or place.with_name(f"{place.name}-pictures")
-        _one_by_one(prepare, options, paths, _targets(target or [], 1), seed, pictures, json=json)
+        _one_by_one(prepare, options, find_images(images or []), _targets(target or [], 1), seed, pictures, json=json)
         return
     explainer = prepare(**options)
+    tell_left_out(left_out)
     with progress(technique.name) as bar:
         result = explainer(list(paths) or None, _targets(target or [], len(paths)), seed=seed, progress=bar.step)
     _tell(result, loaded, paths, result.save(out or place), json=json)

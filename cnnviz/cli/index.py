@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 import typer
 
-from ..data import find_images, open_dataset, open_image
+from ..data import open_dataset, open_image
 from ..engines import build_index
 from ..errors import InputError, OptionError, SaveError
 from ..index import Database, Index, features_of, lay_out
@@ -26,6 +26,7 @@ from .common import (
     keeping,
     load,
     progress,
+    readable,
     show_json,
     show_table,
     tell_left_out,
@@ -122,7 +123,8 @@ def _build(folder: Path, images: Path, labels: Path | None, loaded: Model, *, js
     dataset = open_dataset(images, labels)
 
     def kept() -> str:
-        return f"what was done is in {folder}; the same command goes on"
+        finished = any(folder.glob("*.safetensors"))
+        return f"what was done is in {folder}; the same command goes on" if finished else "nothing was finished yet"
 
     with progress("index") as bar, keeping(kept):
         index = build_index(loaded, dataset, folder, progress=bar.step, **given)
@@ -165,7 +167,7 @@ def query(
     if database is not None and pixels:
         raise OptionError("--pixels: a database has features alone; leave one of the two out")
     index = Index(folder)
-    paths, names = find_images(images or []), name or []
+    (paths, left_out), names = readable(images or []), name or []
     rows = [index.row(one) for one in names]
     if not paths and not rows:
         raise InputError("nothing to search for; give image files, or --id")
@@ -189,6 +191,7 @@ def query(
         for query, near in zip([*names, *map(str, paths)], found, strict=True)
         for rank, one in enumerate(near, start=1)
     ]
+    tell_left_out(left_out)
     if json:
         show_json(told)
     elif told:
@@ -230,7 +233,7 @@ def export(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write the features of one layer to a LanceDB database (pip install 'cnnviz[index]'), which query can search."""
+    r"""Write the features of one layer to a LanceDB database (pip install 'cnnviz\[index]'), which query can search."""
     database = Database.fill(Index(folder), uri, table, layer=layer)
     if approximate:
         database.accelerate()
@@ -245,7 +248,8 @@ def map_(
     folder: FolderArgument,
     out: Annotated[Path, typer.Option("--out", help="Page to write.")] = Path("cnnviz-out/map.html"),
     method: Annotated[
-        Literal["tsne", "pca"], typer.Option("--method", help="t-SNE (pip install 'cnnviz[maps]'), or two components.")
+        Literal["tsne", "pca"],
+        typer.Option("--method", help=r"t-SNE (pip install 'cnnviz\[maps]'), or two components."),
     ] = "tsne",
     perplexity: Annotated[float, typer.Option("--perplexity", help="About how many neighbours count.")] = 30.0,
     layer: LayerOption = None,

@@ -200,7 +200,7 @@ def _webdataset(tar: Path) -> Iterator[Item]:
                     yield Item(own, label, str(tar), image.offset_data, image.size)
     except (tarfile.TarError, OSError) as error:
         raise InputError(
-            f"'{tar}' is no tar file that can be read ({error}); a compressed one has no places"
+            f"'{tar}' is damaged, compressed, or no tar file ({error}); copy it again, or write it uncompressed"
         ) from error
 
 
@@ -234,7 +234,13 @@ def _labelled(items: Sequence[Item], path: Path) -> list[Item]:
     short = next((row for row in rows if len(row) < 2), None)
     if short is not None:
         raise InputError(f"labels '{path}' has the row {short}; expected an id and a label")
-    known = {row[0].strip(): row[1].strip() for row in rows}
+    known: dict[str, str] = {}
+    for row in rows:
+        name, label = row[0].strip(), row[1].strip()
+        if known.setdefault(name, label) != label:
+            raise InputError(
+                f"labels '{path}' has '{name}' with the labels {known[name]} and {label}; leave one of them"
+            )
     often = Counter(PurePosixPath(item.id).name for item in items)
     doubtful = next((name for name, times in often.items() if times > 1 and name in known), None)
     if doubtful is not None and doubtful not in {item.id for item in items}:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +22,7 @@ from .dataset import Item
 from .images import open_image
 
 _AHEAD: Final = 2  # batches that are made ready by each process
+_EVERY: Final = 1.0  # seconds between two looks at whether anybody waits for them
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def decoded(
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # otherwise the global one is drawn from
+        worker_init_fn=_end_with_parent if workers else None,
         **options,
     )
     try:
@@ -102,6 +107,18 @@ def decoded(
         raise CnnvizError(
             f"a process that decodes images was killed ({error}); look for lack of memory, and start again"
         ) from error
+
+
+def _end_with_parent(_: int) -> None:
+    """End this process once the one that it decodes for has: killed, that tells nobody, and a full pipe waits."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(batch: list[Decoded]) -> list[Decoded]:

@@ -265,12 +265,14 @@ class Neighbours(Explanation):
     found: Tensor | None = None
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:
-        """Return a row for each query: itself, then its neighbours; without pictures, their numbers and distances."""
+        """Return a row for each query: itself, then its neighbours; its caption, or their numbers and distances."""
         rows: list[list[Panel]] = []
         for q in range(len(self.indices))[:limit]:
-            pairs = zip(self.indices[q].tolist(), self.distances[q].tolist(), strict=True)
-            told = ", ".join(f"{index} ({round(distance, 6):.3g})" for index, distance in pairs)
-            caption = f"{self.captions[q]}: {told}" if q < len(self.captions) else told
+            if q < len(self.captions):
+                caption = self.captions[q]
+            else:
+                pairs = zip(self.indices[q].tolist(), self.distances[q].tolist(), strict=True)
+                caption = ", ".join(f"{index} ({round(distance, 6):.3g})" for index, distance in pairs)
             shown = [] if self.pictures is None else [self.pictures[q]]
             shown += [] if self.found is None else list(self.found[q])
             tiles = [render.to_pil(picture) for picture in shown] or [Image.new("RGB", (_LARGE, 8), "white")]

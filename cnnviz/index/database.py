@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -36,6 +37,8 @@ class Database:
             InputError: LanceDB is not installed.
         """
         self.uri = uri
+        if "://" not in uri and not Path(uri).is_dir():  # LanceDB would make it
+            raise SaveError(f"'{uri}' is no database; cnnviz index export writes one")
         try:
             self._table: Any = _connect(uri).open_table(table)
         except (ValueError, OSError, RuntimeError) as error:

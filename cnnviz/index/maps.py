@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -10,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..errors import InputError, OptionError
+from ..errors import InputError, OptionError, SaveError
 from .part import write_tensors
 from .store import Index
 
@@ -188,7 +189,11 @@ def lay_out(
         made = tsne(old, perplexity=perplexity, seed=seed, more=more, points=known, progress=progress)
     points = made if known is None else torch.cat([known, made])
     kept = {"points": points, **kept}
-    write_tensors(index.points_file(method, layer, perplexity=perplexity, seed=seed), kept, {})
+    file = index.points_file(method, layer, perplexity=perplexity, seed=seed)
+    try:
+        write_tensors(file, kept, {})
+    except SaveError as error:
+        warnings.warn(f"images that are added later will move the others on the map: {error}", stacklevel=2)
     return points
 
 

@@ -153,4 +153,4 @@ def _distance(a: Tensor, b: Tensor, metric: Metric) -> Tensor:
     if metric == "euclidean":
         return (a - b).square().sum(1).sqrt()
     lengths = a.norm(dim=1) * b.norm(dim=1)
-    return 1 - (a * b).sum(1) / torch.where(lengths > 0, lengths, 1)
+    return (1 - (a * b).sum(1) / torch.where(lengths > 0, lengths, 1)).clamp(min=0)  # rounded, it may be below

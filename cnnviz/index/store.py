@@ -142,7 +142,10 @@ class Index:
         if layer is None:
             return len(self.layers) - 1
         if layer not in self.layers:
-            raise LayerError(f"the index has the layers {', '.join(self.layers)}, got '{layer}'; build one with it")
+            raise LayerError(
+                f"the index has the layers {', '.join(self.layers)}, got '{layer}'; name one of them as the layer, or "
+                "build an index with it"
+            )
         return self.layers.index(layer)
 
     def check(self, model: Model) -> None:
@@ -354,8 +357,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise SaveError(f"{MANIFEST} in '{folder}' has no {min(missing)}; build the index in another folder")
     except FileNotFoundError:
         raise SaveError(f"'{folder}' holds no index; cnnviz index build makes one") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SaveError(f"the index in '{folder}' cannot be read: {error!r}; build it again") from error
+    except NotADirectoryError:
+        raise SaveError(f"'{folder}' is a file; give the folder of an index") from None
+    except OSError as error:
+        raise SaveError(f"the index in '{folder}' cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SaveError(
+            f"{MANIFEST} in '{folder}' is damaged or was not written by cnnviz; put back a copy of it, or delete the "
+            "folder and build the index anew"
+        ) from error
     return manifest
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnnviz.data import demo_picture
+from cnnviz.errors import SaveError
 from tests.conftest import Run
 
 
@@ -77,3 +78,58 @@ def test_bad_input_is_one_line(run: Run, pictures: Path, arguments: tuple[str, .
     code, _, err = run("index", *arguments)
     assert (code, err.count("\n")) == (2, 1), err
     assert told in err
+
+
+def test_of_a_folder_what_cannot_be_read_is_left_out(run: Run, pictures: Path) -> None:
+    assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
+    (pictures / "face" / "broken.png").write_bytes((pictures / "face" / "0.png").read_bytes()[:900])
+    code, out, err = run("index", "query", "cats", "pictures/face", "-k", "1", "--json")
+    assert (code, len(json.loads(out))) == (0, 2)
+    assert "broken.png is left out: " in err
+    code, _, err = run("explain", "occlusion", "pictures/face", "--window", "112", "--stride", "112")
+    assert code == 0
+    assert "broken.png is left out: " in err
+    code, _, err = run("index", "query", "cats", "pictures/face/broken.png")
+    assert (code, "is damaged or truncated" in err) == (2, True)
+    for name in ("0.png", "1.png"):
+        (pictures / "face" / name).write_bytes(b"")
+    code, _, err = run("index", "query", "cats", "pictures/face")
+    assert (code, "none of 3 images can be read" in err) == (2, True)
+
+
+def test_what_to_install_is_told_in_whole(run: Run) -> None:
+    assert "cnnviz[index]" in " ".join(run("index", "export", "--help")[1].split())
+    assert "cnnviz[maps]" in "".join(run("index", "map", "--help")[1].replace("│", " ").split())
+
+
+def test_a_database_that_is_not_there_is_not_made(run: Run, pictures: Path) -> None:
+    assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
+    code, _, err = run("index", "query", "cats", "--id", "face/0.png", "--database", "nowhere")
+    assert (code, "is no database; cnnviz index export writes one" in err) == (2, True)
+    assert not Path("nowhere").exists()
+
+
+def test_a_map_is_made_where_the_index_may_not_be_written_to(
+    run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
+
+    def refuse(path: Path, *_: object) -> None:
+        raise SaveError(f"'{path}' cannot be written (Read-only file system)")
+
+    monkeypatch.setattr("cnnviz.index.maps.write_tensors", refuse)
+    with pytest.warns(UserWarning, match="images that are added later will move the others"):
+        code, out, _ = run("index", "map", "cats", "--method", "pca", "--out", "map.html")
+    assert code == 0
+    assert Path(out.strip()).exists()
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', '{"kind": "cnn', "[]"])
+def test_a_damaged_manifest_says_what_to_do(run: Run, pictures: Path, content: str) -> None:
+    assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
+    Path("cats", "index.json").write_text(content)
+    for command in (("build", "cats", "pictures"), ("query", "cats", "--id", "face/0.png"), ("verify", "cats")):
+        code, _, err = run("index", *command)
+        assert (code, "delete the folder and build the index anew" in err) == (2, True)
+    code, _, err = run("index", "query", "pictures/face/0.png", "--id", "x")
+    assert (code, "is a file; give the folder of an index" in err) == (2, True)

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy
@@ -96,7 +99,7 @@ def test_tars_are_read_at_their_places(tmp_path: Path) -> None:
     assert [item.read() for item in made.items] == [png(0), png(1), png(0)]
     assert len(open_dataset(shards / "b.tar")) == 1
     (shards / "c.tar").write_bytes(b"no tar")
-    with pytest.raises(InputError, match=r"c\.tar' is no tar file"):
+    with pytest.raises(InputError, match=r"c\.tar' is damaged, compressed, or no tar file"):
         open_dataset(shards)
 
 
@@ -176,3 +179,49 @@ def _killed(image: Image.Image) -> Image.Image:
 def test_a_killed_process_is_an_error_that_says_so(folder: Path) -> None:
     with pytest.raises(CnnvizError, match="decodes images was killed"):
         list(decoded(open_dataset(folder).items, [range(3)], _killed, workers=1))
+
+
+def test_contradictory_labels_are_refused(folder: Path, tmp_path: Path) -> None:
+    name = open_dataset(folder).items[0].id
+    (tmp_path / "twice.csv").write_text(f"{name},a\n{name},a\n")
+    assert open_dataset(folder, tmp_path / "twice.csv").items[0].label == "a"
+    (tmp_path / "other.csv").write_text(f"{name},a\n{name},b\n")
+    with pytest.raises(InputError, match="the labels a and b"):
+        open_dataset(folder, tmp_path / "other.csv")
+
+
+DECODES = """
+import sys, time
+from cnnviz.data import open_dataset
+from cnnviz.data.decoding import decoded
+items = open_dataset(sys.argv[1]).items * 500
+batches = [range(n, n + 50) for n in range(0, len(items), 50)]
+made = decoded(items, batches, lambda picture: picture.resize((256, 256)), workers=1)
+next(made)
+import multiprocessing
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_processes_that_decode_end_with_the_one_they_decode_for(folder: Path) -> None:
+    """Even where that is killed, and the pipe between the two is full."""
+    parent = subprocess.Popen([sys.executable, "-c", DECODES, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert runs(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 20
+    while runs(child) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not runs(child)
+
+
+def runs(process: int) -> bool:
+    try:
+        told = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return told.rpartition(")")[2].split()[0] != "Z"  # ended, and nobody has asked how

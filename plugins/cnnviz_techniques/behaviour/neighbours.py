@@ -43,9 +43,11 @@ def neighbours(request: Request, options: NeighboursOptions) -> Neighbours:
     if index is None:
         seen, names = request.pictures[numbers], [f"image {row}" for row in numbers]
     else:
-        seen, names = shown(request, index, numbers), [index.labels[row] or index.ids[row] for row in numbers]
+        seen, names = shown(request, index, numbers), [index.ids[row] for row in numbers]
+    far = [f"{name} ({distance:.3g})" for name, distance in zip(names, distances.flatten().tolist(), strict=True)]
     captions = tuple(
-        f"image {row // len(spaces)} by {spaces[row % len(spaces)]}: {', '.join(names[row * k : (row + 1) * k])}"
+        f"image {row // len(spaces)}, at the left, by {spaces[row % len(spaces)]}: "
+        + ", ".join(far[row * k : (row + 1) * k])
         for row in range(len(indices))
     )
     return Neighbours(
