@@ -22,6 +22,12 @@ class Window:
     padding: Pair
     dilation: Pair = (1, 1)
 
+    def output(self, size: Pair) -> Pair:
+        """Return the size of what it makes of a map of such a size."""
+        axes = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+        return height, width
+
     def reached(self, spans: Tensor, output: Pair) -> Tensor:
         """Return which outputs see a part of these spans of the input, (K, 2, 2), of a result of this size."""
         kernel, stride, padding, dilation = (

@@ -32,24 +32,23 @@ class Layers:
     reached: Tensor
 
     @classmethod
-    def of(cls, visits: list[dict[int, Visit]], counts: list[int], weights: int) -> Layers:
-        """Bring together what was noted batch by batch, of so many boxes; layers left out saw whole maps.
+    def of(cls, visits: list[list[Visit]], counts: list[int], weights: int) -> Layers:
+        """Bring together what was noted batch by batch, of so many boxes.
 
         Args:
-            visits: by their results.
+            visits: layer by layer, of each batch.
             counts: of the boxes.
             weights: how many numbers of weights a batch reads.
         """
-        known = {key: visit for batch in visits for key, visit in batch.items()}
-        sizes = torch.tensor([visit.size for visit in known.values()]).reshape(-1, 2)
-        costs = torch.tensor([visit.cost for visit in known.values()], dtype=torch.float64)
-        reached = sizes.expand(sum(counts), -1, -1).clone()
+        known = visits[0][: min(map(len, visits))]  # a network may do otherwise where patches lie elsewhere
+        sizes = torch.tensor([visit.size for visit in known], dtype=torch.long).reshape(-1, 2)
+        costs = torch.tensor([visit.cost for visit in known], dtype=torch.float64)
+        reached = torch.empty(sum(counts), len(known), 2, dtype=torch.long)
         start = 0
         for batch, count in zip(visits, counts, strict=True):
-            for layer, key in enumerate(known):
-                if key in batch:
-                    spans = batch[key].spans
-                    reached[start : start + count, layer] = (spans[:, :, 1] - spans[:, :, 0]).clamp(min=1)
+            for layer in range(len(known)):
+                spans = batch[layer].spans
+                reached[start : start + count, layer] = (spans[:, :, 1] - spans[:, :, 0]).clamp(min=1)
             start += count
         return cls(costs, _CALLED * len(known) + _READ * weights, sizes, reached)
 

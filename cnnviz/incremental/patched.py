@@ -52,7 +52,7 @@ class Base:
         weights: the same of what is made of weights alone, which may serve several images.
         channels_last: whether the network's own maps would lie so in memory.
         refused: why patches cannot be taken through, once that is known.
-        visits: what layers did for the patches of this pass, by their results.
+        visits: what layers did for the patches of this pass.
     """
 
     def __init__(self, weights: Base | None = None) -> None:
@@ -62,7 +62,7 @@ class Base:
         self._first: int | None = None
         self.refused = ""
         self.channels_last = False
-        self.visits: dict[int, Visit] = {}
+        self.visits: list[Visit] = []
 
     def begin(self) -> None:
         """Begin another pass."""
@@ -79,10 +79,10 @@ class Base:
             self._alive.append(call)
         return self._known[key]
 
-    def visit(self, made: Tensor, spans: Tensor, weights: Tensor) -> None:
-        """Note that a layer computes these spans of a result, (1, C, H, W), with such weights."""
+    def visit(self, spans: Tensor, size: Pair, weights: Tensor) -> None:
+        """Note that a layer computes these spans of a result of such a size, with such weights."""
         moved = _MOVED * (weights.shape[0] + weights.shape[1])
-        self.visits[id(made)] = Visit(spans, (made.shape[-2], made.shape[-1]), weights.numel() + moved)
+        self.visits.append(Visit(spans, size, weights.numel() + moved))
 
     def refusal(self, why: str) -> Unfollowed:
         """Return what to raise; the reason is kept, should something on the way turn it into another error."""
@@ -111,7 +111,7 @@ class Patched(Tensor):
     """K maps, each of which is the base but for a patch; a tensor (K, C, H, W) to those that hold it.
 
     Attributes:
-        base: (1, C, H, W), what they share.
+        like: of the shape and type of the base.
         places: where the patches begin.
         extent: (height, width) of the patches.
         spans: (K, 2, 2) int64 on the CPU: of rows and columns the first that may differ from the base, and the last but
@@ -122,7 +122,7 @@ class Patched(Tensor):
         whole: the plain tensor that took its place, once an operation had to see whole maps.
     """
 
-    base: Tensor
+    like: Tensor
     places: Places
     extent: Pair
     spans: Tensor
@@ -130,33 +130,48 @@ class Patched(Tensor):
     source: Base
     whole: Tensor | None
     shared: bool
+    _under: Tensor | Callable[[], Tensor]
     _patch: Tensor | Later
 
     @staticmethod
     def __new__(
         cls,
-        base: Tensor,
+        base: Tensor | Callable[[], Tensor],
         patch: Tensor | Later,
         places: Places,
         source: Base,
         *,
+        like: Tensor | None = None,
         extent: Pair | None = None,
         spans: Tensor | None = None,
         last: bool = False,
         shared: bool = False,
     ) -> Patched:
-        """Make one; see the class for its arguments. What makes a patch needs its extent; spans are all by default."""
-        shape = (len(places), *base.shape[1:])
+        """Make one; see the class for its arguments.
+
+        What makes a base and a patch needs a tensor that is `like` the base and the patch's extent; spans are all of it
+        by default.
+        """
+        like = base if isinstance(base, Tensor) else like
+        assert like is not None
+        shape = (len(places), *like.shape[1:])
         if last:
             shape = (shape[0], *shape[2:], shape[1])
-        made: Patched = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=base.dtype, device=base.device)
-        made.base, made._patch, made.places, made.source, made.last = base, patch, places, source, last
+        made: Patched = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+        made._under, made._patch, made.places, made.source, made.last = base, patch, places, source, last
         if extent is None:
             assert isinstance(patch, Tensor)
             extent = (patch.shape[-2], patch.shape[-1])
         made.extent, made.spans = extent, spans_of(places, extent) if spans is None else spans
-        made.whole, made.shared = None, shared
+        made.like, made.whole, made.shared = like, None, shared
         return made
+
+    @property
+    def base(self) -> Tensor:
+        """What they share, (1, C, H, W)."""
+        if not isinstance(self._under, Tensor):
+            self._under = self._under()
+        return self._under
 
     @property
     def patch(self) -> Tensor:
@@ -170,7 +185,7 @@ class Patched(Tensor):
         """What is still to be computed, if nobody else holds a part of it."""
         return None if isinstance(self._patch, Tensor) or self.shared else self._patch
 
-    def with_values(self, base: Tensor, patch: Tensor | Later, **changed: Any) -> Patched:
+    def with_values(self, base: Tensor | Callable[[], Tensor], patch: Tensor | Later, **changed: Any) -> Patched:
         """Return one with other values at the same places."""
         same = {"last": self.last, "extent": self.extent, "spans": self.spans}
         return Patched(base, patch, self.places, self.source, **{**same, **changed})
@@ -181,9 +196,14 @@ class Patched(Tensor):
         return self.with_values(base, patch, shared=True, **changed)
 
     @property
+    def form(self) -> torch.Size:
+        """The shape of the base."""
+        return self.like.shape
+
+    @property
     def full(self) -> bool:
         """Whether the patches are all of the maps."""
-        return self.extent == tuple(self.base.shape[-2:])
+        return self.extent == tuple(self.form[-2:])
 
     def dense(self) -> Tensor:
         """Return the plain tensor that it stands for."""
@@ -191,7 +211,7 @@ class Patched(Tensor):
             return self.whole
         made = self.patch
         if not self.full:
-            size = (self.base.shape[-2], self.base.shape[-1])
+            size = (self.form[-2], self.form[-1])
             made = laid_over(self.base, made, self.places, torch.zeros_like(self.places), size)
         if self.last:
             return made.movedim(1, -1)
@@ -209,7 +229,8 @@ class Patched(Tensor):
             if not isinstance(other, Tensor) or other.shape != self.shape or other.dtype != self.dtype:
                 raise self.source.refusal("a patched map is given another shape or type in place")
         if isinstance(other, Patched):
-            self.base, self._patch, self.places, self.last = other.base, other._patch, other.places, other.last
+            self._under, self._patch, self.places, self.last = other._under, other._patch, other.places, other.last
+            self.like = other.like
             self.extent, self.spans, self.whole = other.extent, other.spans, other.whole
         else:
             self.whole = other

@@ -75,12 +75,12 @@ class _Watch(TorchFunctionMode):
         with Operations() as done:
             made = func(*args, **(kwargs or {}))
             for value in patched_in(made):
-                _ = value.patch  # what is put off is done now, and counted
+                _ = value.patch, value.base  # what is put off is done now, and counted
         if function_name(func) in _SILENT:
             return made
         followed = [value for value in patched_in(made) if value.whole is None]
         maps = [value for value in tensors_in(made) if value.dim() == 4]
-        size = (followed[0].base.shape[-2], followed[0].base.shape[-1]) if followed else None
+        size = (followed[0].form[-2], followed[0].form[-1]) if followed else None
         if size is None and maps:
             size = (maps[0].shape[-2], maps[0].shape[-1])
         extent = followed[0].extent if followed and not followed[0].full else None

@@ -23,7 +23,7 @@ _LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}  # of what becomes a pa
 
 def _maps(x: Any) -> bool:
     """Whether a value is a patched (K, C, H, W) map."""
-    return isinstance(x, Patched) and not x.last and x.base.dim() == 4
+    return isinstance(x, Patched) and not x.last and len(x.form) == 4
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,12 @@ class _Convolution:
 def _through_windows(
     x: Patched,
     window: Window,
-    base: Tensor,
+    base: Tensor | Callable[[], Tensor],
     pad: float,
     whole: Callable[[Tensor], Tensor | Later] | None,
     part: Callable[[Tensor], Tensor | Later],
     factor: Tensor | None = None,
+    like: Tensor | None = None,
 ) -> Patched:
     """Return the map behind a window operation.
 
@@ -124,12 +125,15 @@ def _through_windows(
         whole: the operation; None if it takes no padding.
         part: the operation without padding.
         factor: (1, 1, H, W), by which the result of `part` is multiplied.
+        like: of the shape of the base, where that is still to be made.
     """
-    full = (base.shape[2], base.shape[3])
+    like = base if isinstance(base, Tensor) else like
+    assert like is not None
+    full = (like.shape[2], like.shape[3])
     spans = window.reached(x.spans, full)
     places, size = boxed(spans, full)
     if whole is not None and x.full and size == full:
-        return Patched(base, whole(x.patch), places, x.source, extent=size, spans=spans)
+        return Patched(base, whole(x.patch), places, x.source, like=like, extent=size, spans=spans)
     corners, seen = window.seen(places, size)
     if seen == x.extent and torch.equal(corners, x.places):
         patch = part(x.patch)
@@ -138,7 +142,7 @@ def _through_windows(
     if factor is not None:
         assert isinstance(patch, Tensor)
         patch = patch * cropped(factor, places, size)
-    return Patched(base, patch, places, x.source, extent=size, spans=spans)
+    return Patched(base, patch, places, x.source, like=like, extent=size, spans=spans)
 
 
 def _conv2d(
@@ -161,15 +165,20 @@ def _conv2d(
         padding = (around[0] // 2, around[1] // 2)
     margin = (0, 0) if padding == "valid" else pair(padding)
     call = _Convolution(input.source, input.base, weight, bias, steps, margin, spread, groups)
+    window = Window(kernel, steps, margin, spread)
+    size = window.output((input.form[2], input.form[3]))
+    if min(size) < 1:
+        return NotImplemented
     result = _through_windows(
         input,
-        Window(kernel, steps, margin, spread),
-        call.of_base(),
+        window,
+        call.of_base,
         0.0,
         None if call.native else lambda x: replace(call, x=x, whole=True),
         lambda x: replace(call, x=x),
+        like=input.base[:, :1, :1, :1].expand(1, len(weight), *size),
     )
-    input.source.visit(result.base, result.spans, weight)
+    input.source.visit(result.spans, size, weight)
     return result
 
 
@@ -295,7 +304,7 @@ def _batch_norm(
     before = input.unfinished
     if isinstance(before, _Convolution) and before.limits == _NONE:
         folded = before.scaled(running_mean, running_var, weight, bias, eps)
-        return input.with_values(folded.of_base(), folded)
+        return input.with_values(folded.of_base, folded, like=input.like)
 
     def normalised(x: Tensor) -> Tensor:
         return functional.batch_norm(x, *given, False, momentum, eps)
@@ -329,7 +338,7 @@ def _linear(_: Any, input: Any, weight: Tensor, bias: Tensor | None = None) -> A
     if not isinstance(input, Patched) or not input.last:
         return NotImplemented
     result = _over_channels(("linear", weight, bias), input, lambda x: functional.linear(x, weight, bias))
-    input.source.visit(result.base, result.spans, weight)
+    input.source.visit(result.spans, (result.form[2], result.form[3]), weight)
     return result
 
 

@@ -143,7 +143,7 @@ class _Run:
         self._order: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._seen: list[Tensor] = []
-        self._visits: list[dict[int, Visit]] = []
+        self._visits: list[list[Visit]] = []
         self.surveying = True
 
     def __call__(self, batches: list[Tensor]) -> None:
@@ -153,7 +153,7 @@ class _Run:
         order = torch.cat(batches)
 
         def make(start: int, stop: int) -> Tensor:
-            numbers, self.base.visits = order[start:stop], {}
+            numbers, self.base.visits = order[start:stop], []
             if self.surveying:
                 self._seen.append(numbers)
                 self._visits.append(self.base.visits)

@@ -19,7 +19,7 @@ def layers(reached: list[list[int]], side: int, cost: int = 10**6) -> Layers:
     """One layer of a square map, of which each box reaches so many rows and columns."""
     lengths = torch.tensor(reached)
     visit = Visit(torch.stack([torch.zeros_like(lengths), lengths], 2), (side, side), cost)
-    return Layers.of([{0: visit}], [len(reached)], 0)
+    return Layers.of([[visit]], [len(reached)], 0)
 
 
 def grid(rows: int, columns: int) -> Tensor:
