@@ -16,7 +16,7 @@ from .patched import Base, Patched, Unfollowed, Visit
 from .work import Operations
 
 _TOGETHER: Final = 32  # patches that go through the network at once
-_COUNTED: Final = 3  # that operations are counted on
+_COUNTED: Final = 1  # patch that operations are counted on, beside the one that the image itself is run for
 
 
 class Sweeps(Protocol):

@@ -38,7 +38,9 @@ class Database:
         """
         self.uri = uri
         if "://" not in uri and not Path(uri).is_dir():  # LanceDB would make it
-            raise SaveError(f"'{uri}' is no database; cnnviz index export writes one")
+            raise SaveError(
+                f"'{uri}' has no table '{table}', nor is there such a folder; cnnviz index export writes one"
+            )
         try:
             self._table: Any = _connect(uri).open_table(table)
         except (ValueError, OSError, RuntimeError) as error:

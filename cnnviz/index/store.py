@@ -357,6 +357,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise SaveError(f"{MANIFEST} in '{folder}' has no {min(missing)}; build the index in another folder")
     except FileNotFoundError:
         raise SaveError(f"'{folder}' holds no index; cnnviz index build makes one") from None
+    except SaveError:  # an OSError too
+        raise
     except NotADirectoryError:
         raise SaveError(f"'{folder}' is a file; give the folder of an index") from None
     except OSError as error:

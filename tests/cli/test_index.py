@@ -90,7 +90,7 @@ def test_of_a_folder_what_cannot_be_read_is_left_out(run: Run, pictures: Path) -
     assert code == 0
     assert "broken.png is left out: " in err
     code, _, err = run("index", "query", "cats", "pictures/face/broken.png")
-    assert (code, "is damaged or truncated" in err) == (2, True)
+    assert (code, "broken.png" in err, "left out" in err) == (2, True, False)
     for name in ("0.png", "1.png"):
         (pictures / "face" / name).write_bytes(b"")
     code, _, err = run("index", "query", "cats", "pictures/face")
@@ -105,7 +105,7 @@ def test_what_to_install_is_told_in_whole(run: Run) -> None:
 def test_a_database_that_is_not_there_is_not_made(run: Run, pictures: Path) -> None:
     assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
     code, _, err = run("index", "query", "cats", "--id", "face/0.png", "--database", "nowhere")
-    assert (code, "is no database; cnnviz index export writes one" in err) == (2, True)
+    assert (code, "nor is there such a folder; cnnviz index export writes one" in err) == (2, True)
     assert not Path("nowhere").exists()
 
 

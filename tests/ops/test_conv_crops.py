@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -98,11 +95,3 @@ def test_what_is_no_number_stays_so() -> None:
         x, weight = torch.full((1, channels, 3, 3), math.nan), torch.ones(channels, channels // groups, 2, 2)
         made = ops.conv_crops(x, ops.packed_kernel(weight, groups), torch.zeros(channels), low=0.0, high=6.0)
         assert bool(made.isnan().all())
-
-
-@pytest.mark.parametrize("instructions", ["default", "avx2", "avx512"])
-def test_lesser_processors(instructions: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "any_maps or bits"]
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": instructions}
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout

@@ -142,6 +142,30 @@ def test_rows_of_every_length_on_lesser_processors(instructions: str) -> None:
     _elsewhere(ROWS, ATEN_CPU_CAPABILITY=instructions)
 
 
+CONVOLUTIONS = """
+import torch
+from cnnviz import ops
+draws = torch.Generator().manual_seed(0)
+worst = 0.0
+for channels, made in ((3, 1), (20, 24), (64, 70), (100, 130), (40, None)):
+    groups, count = (channels, channels) if made is None else (1, made)
+    x = torch.randn(3, channels, 9, 8, generator=draws)
+    weight, bias = (torch.randn(shape, generator=draws) for shape in ((count, channels // groups, 3, 2), (count,)))
+    found = ops.conv_crops(x, ops.packed_kernel(weight, groups), bias, stride=(1, 2), dilation=(2, 1))
+    right = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), (1, 2), 0, (2, 1), groups)
+    worst = max(worst, float((found.double() - right).abs().max()) / weight[0].numel() ** 0.5)
+print(ops.conv_crops_is_native(), worst)
+"""
+
+
+@pytest.mark.parametrize("instructions", ["default", "avx2", "avx512"])
+def test_convolutions_on_lesser_processors(instructions: str) -> None:
+    native, worst = _elsewhere(CONVOLUTIONS, ATEN_CPU_CAPABILITY=instructions).split()
+    if has_kernel("conv_crops", "CPU"):
+        assert (native == "True") == (instructions != "default")
+    assert float(worst) < 4e-6
+
+
 MISSING = """
 import sys
 for name in ("cnnviz._C", "cnnviz._C_cuda", "cnnviz._host"):

@@ -65,7 +65,7 @@ def test_neighbours_by_pixels_stand_beside_those_by_features(model: Model, x: Te
         assert both.indices[2 * i, 0] == both.indices[2 * i + 1, 0] == i, "an image is its own neighbour in an index"
         colours = {index.labels[row] for row in both.indices[2 * i + 1].tolist()}
         assert colours == {index.labels[i]}, "noise of one colour is alike"
-    assert both.captions[1].startswith("image 0 by pixels: ")
+    assert both.captions[1].startswith(f"image 0, at the left, by pixels: {index.ids[0]} (0), ")
     alone = cnnviz.explain(model, x[:3], "neighbours", layer=LAYER, index=str(index.folder), space="pixels", k=3)
     assert torch.equal(alone.indices, both.indices[1::2])
 
