@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..data import find_images, open_image
+from ..data import open_image
 from ..errors import InputError, ModelError, OptionError, TargetError
 from ..models import Model, load_model
 from ..options import RESERVED, Options
@@ -145,15 +145,15 @@ def keeping(note: Callable[[], str]) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def readable(places: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
-    """Return the image files named, and those in the folders named that can be read, and why the others cannot.
+def readable(found: Sequence[Path], named: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
+    """Return the image files that were named, and of those found in folders the ones that can be read; why others not.
 
     Raises:
-        InputError: a place does not exist, or a folder has no image that can be read.
+        InputError: none can be read.
     """
     paths, left_out = [], {}
-    for path in find_images(places):
-        if path not in places:  # somebody who names a file wants that one
+    for path in found:
+        if path not in named:  # somebody who names a file wants that one
             try:
                 open_image(path)
             except InputError as error:

@@ -86,7 +86,7 @@ def _run(
     device: str,
     json: bool,
 ) -> None:
-    paths, left_out = readable(images or [])
+    paths = find_images(images or [])
     if technique.inputs in ("each", "all") and not paths:
         raise InputError(f"technique '{technique.name}' needs an image; give the path of one or more")
     loaded = load(model, weights, device)
@@ -96,8 +96,9 @@ def _run(
     prepare = partial(Explainer, loaded, technique.name, layer=layer or None, memory=memory)
     if technique.whole and technique.inputs == "each" and (len(paths) > 1 or any(map(Path.is_dir, images or []))):
         pictures = out or place.with_name(f"{place.name}-pictures")
-        _one_by_one(prepare, options, find_images(images or []), _targets(target or [], 1), seed, pictures, json=json)
+        _one_by_one(prepare, options, paths, _targets(target or [], 1), seed, pictures, json=json)
         return
+    paths, left_out = readable(paths, images or [])
     explainer = prepare(**options)
     tell_left_out(left_out)
     with progress(technique.name) as bar:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 import typer
 
-from ..data import open_dataset, open_image
+from ..data import find_images, open_dataset, open_image
 from ..engines import build_index
 from ..errors import InputError, OptionError, SaveError
 from ..index import Database, Index, features_of, lay_out
@@ -167,7 +167,7 @@ def query(
     if database is not None and pixels:
         raise OptionError("--pixels: a database has features alone; leave one of the two out")
     index = Index(folder)
-    (paths, left_out), names = readable(images or []), name or []
+    (paths, left_out), names = readable(find_images(images or []), images or []), name or []
     rows = [index.row(one) for one in names]
     if not paths and not rows:
         raise InputError("nothing to search for; give image files, or --id")

@@ -96,7 +96,7 @@ def decoded(
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # otherwise the global one is drawn from
-        worker_init_fn=_end_with_parent if workers else None,
+        worker_init_fn=_end_with_parent,
         **options,
     )
     try:

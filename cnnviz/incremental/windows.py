@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from ..ops._layout import memory_format
 from .grouping import Layers, batches, grouped
 from .patched import Base, Patched, Unfollowed, Visit
 from .work import Operations
@@ -137,8 +138,7 @@ class _Run:
 
     def __init__(self, changes: Changes, request: Sweeps, sample: int, share: tuple[float, float]) -> None:
         self.base = Base(request.once(("incremental", "weights"), Base))
-        image = changes.image
-        self.base.channels_last = not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last)
+        self.base.channels_last = memory_format(changes.image) == torch.channels_last
         self._changes, self._request, self._sample, self._share = changes, request, sample, share
         self._order: list[Tensor] = []
         self._scores: list[Tensor] = []
