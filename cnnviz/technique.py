@@ -71,7 +71,8 @@ class Technique(Declared):
         layers: whether it takes "none", "one", "many" or "all" layers. Many are computed one by one, and heatmaps fused
             by their mean; all are handed over together, as `Request.layers`, and none need be named.
         default_layer: what is taken where no layer is named: the last spatial output before the head that is no
-            pooling, or the first convolution.
+            pooling, or the first convolution; or a function of the options that returns a layer's name, or None for
+            the former.
         on_request: whether reports leave it out unless it is named: it takes minutes, or a network of its own.
         whole: whether pictures are handed over as they are, neither resized nor cropped, and without a model too.
 
@@ -86,7 +87,7 @@ class Technique(Declared):
     family: str = "attribution"
     inputs: Literal["each", "all", "none", "any"] = "each"
     layers: Literal["none", "one", "many", "all"] = "none"
-    default_layer: Literal["last-spatial", "first-convolution"] = "last-spatial"
+    default_layer: Literal["last-spatial", "first-convolution"] | Callable[[Any], str | None] = "last-spatial"
     on_request: bool = False
     whole: bool = False
 
@@ -98,6 +99,9 @@ class Technique(Declared):
     def __post_init__(self) -> None:
         self.check("technique")
         for key in ("inputs", "layers", "default_layer"):
-            known = get_args(inspect.get_annotations(type(self), eval_str=True)[key])
-            if getattr(self, key) not in known:
-                raise PluginError(f"technique '{self.name}': {key}={getattr(self, key)!r}, expected one of {known}")
+            if callable(got := getattr(self, key)) and key == "default_layer":
+                continue
+            words = get_args(inspect.get_annotations(type(self), eval_str=True)[key])
+            known = get_args(words[0]) or words  # those of a union are its first part's
+            if got not in known:
+                raise PluginError(f"technique '{self.name}': {key}={got!r}, expected one of {known}")

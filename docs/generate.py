@@ -39,7 +39,9 @@ def techniques_page() -> str:
         if technique.layers == "all":
             lines += ["", "Takes layers, all at once."]
         elif technique.layers != "none":
-            lines += ["", f"Takes {takes[technique.layers]}. Default: {default[technique.default_layer]}."]
+            named = technique.default_layer
+            told = f"{default['last-spatial']}, or what its options name" if callable(named) else default[named]
+            lines += ["", f"Takes {takes[technique.layers]}. Default: {told}."]
         lines += _options(technique.options)
     training = _paragraphs("For `fast-style`. ", cnnviz.synthesis.train_style)
     lines += ["", "## Training: cnnviz train-style", "", *training, *_options(cnnviz.synthesis.StyleTraining)]

@@ -146,7 +146,10 @@ def query(
         list[str] | None, typer.Option("--id", help="Search with an image of the index; repeatable.")
     ] = None,
     k: NeighboursOption = 5,
-    metric: MetricOption = "cosine",
+    metric: Annotated[
+        Literal["cosine", "euclidean"] | None,
+        typer.Option("--metric", help="Distance of features, cosine by default; pixels are euclidean."),
+    ] = None,
     layer: LayerOption = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Compare small pictures in place of features.")] = False,
     database: Annotated[
@@ -166,6 +169,11 @@ def query(
         raise OptionError("--where: only a database takes conditions; give --database too (cnnviz index export)")
     if database is not None and pixels:
         raise OptionError("--pixels: a database has features alone; leave one of the two out")
+    if pixels and (layer is not None or metric is not None):
+        raise OptionError(
+            "--pixels: small pictures are of no layer, and compared by euclidean distance; leave those out"
+        )
+    metric = metric or "cosine"
     index = Index(folder)
     (paths, left_out), names = readable(find_images(images or []), images or []), name or []
     rows = [index.row(one) for one in names]

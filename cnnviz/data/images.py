@@ -59,7 +59,8 @@ def image_endings() -> frozenset[str]:
 def find_images(places: Sequence[str | Path]) -> list[Path]:
     """Return image files: those named, and those in the folders named and below them, in the order of their names.
 
-    A file in a folder is an image where its name ends as one of `FORMATS` does; hidden ones are left out.
+    A file in a folder is an image where its name ends as one of `FORMATS` does, also a link to one that is gone; hidden
+    ones are left out.
 
     Raises:
         InputError: a place does not exist, or a folder has no images.
@@ -76,7 +77,7 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
             path
             for path in place.rglob("*")
             if path.suffix.lower() in endings
-            and path.is_file()
+            and (path.is_file() or (path.is_symlink() and not path.exists()))
             and not any(part.startswith(".") for part in path.relative_to(place).parts)
         )
         if not inside:

@@ -138,6 +138,9 @@ class Call:
             return ()
         if self.technique.default_layer == "first-convolution" and not names:
             return (self._first_convolution(),)
+        if callable(self.technique.default_layer) and not names:
+            named = self.technique.default_layer(self.options)
+            names = () if named is None else (named,)
         if self.samples is None and self.technique.inputs == "none":
             return tuple(names)
         known = self.survey

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .. import render
@@ -28,6 +28,8 @@ _GAP = 8
 _MAP = 1600  # pixels
 _CELLS = 40  # in a row of it
 _LARGEST_TILE = 96
+_DOT = (40, 90, 160)  # colours
+_MARK = (220, 30, 50)
 
 Panel = tuple[Image.Image, str, "render.Scale | None"]
 
@@ -219,10 +221,12 @@ class Projection(Explanation):
     Attributes:
         points: (M, 2), in the units of the method.
         items: name of each item; may be empty.
+        marked: numbers of the items that are framed, such as those that were placed into a map.
     """
 
     points: Tensor
     items: tuple[str, ...] = ()
+    marked: tuple[int, ...] = ()
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:  # noqa: ARG002  # it is always one
         """Return one map: thumbnails on a grid, none over another, or dots where there are none."""
@@ -230,12 +234,16 @@ class Projection(Explanation):
         if self.pictures is None:
             return [[(self._dots(), caption, None)]]
         side = max(4, min(_CELLS, math.ceil(math.sqrt(2 * len(self.points)))))
-        cells = render.settle(self.points, side)
+        cells = render.settle(self.points, side, self.marked)
         tile = min(_LARGEST_TILE, _MAP // side)
         canvas = Image.new("RGB", (side * tile, side * tile), "white")
         for cell, point in cells.items():
             picture = render.grid([render.to_pil(self.pictures[point])], tile=tile - 1)
-            canvas.paste(picture, (cell % side * tile, cell // side * tile))
+            corner = (cell % side * tile, cell // side * tile)
+            canvas.paste(picture, corner)
+            if point in self.marked:
+                ends = (corner[0] + tile - 2, corner[1] + tile - 2)
+                ImageDraw.Draw(canvas).rectangle((corner, ends), outline=_MARK, width=max(2, tile // 12))
         left_out = len(self.points) - len(cells)
         return [[(canvas, f"{caption}; {left_out} lie behind others" if left_out else caption, None)]]
 
@@ -244,9 +252,12 @@ class Projection(Explanation):
         low, high = points.amin(0), points.amax(0)
         places = (points - low) / (high - low).clamp(min=torch.finfo(points.dtype).tiny)
         canvas = Image.new("RGB", (_MAP // 2, _MAP // 2), "white")
-        for x, y in (places * (_MAP // 2 - 5)).round().int().tolist():
-            down = _MAP // 2 - 5 - y
-            canvas.paste((40, 90, 160), (x, down, x + 5, down + 5))
+        corners = (places * (_MAP // 2 - 5)).round().int().tolist()
+        marked = [corners[number] for number in self.marked]
+        for dots, colour in ((corners, _DOT), (marked, _MARK)):
+            for x, y in dots:
+                down = _MAP // 2 - 5 - y
+                canvas.paste(colour, (x, down, x + 5, down + 5))
         return canvas
 
 

@@ -8,9 +8,28 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
+from ..ops._native import host
+
 Pair: TypeAlias = tuple[int, int]
 
 _ALL: Final = 0.93
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The outputs of a window operation that see a part of some spans.
+
+    Attributes:
+        spans: of each, (K, 2, 2).
+        places: where boxes of one size begin that hold them, (K, 2).
+        size: (height, width) of the boxes.
+        corners: where what the boxes see of the input begins, (K, 2).
+    """
+
+    spans: Tensor
+    places: Tensor
+    size: Pair
+    corners: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,12 +58,25 @@ class Window:
         ends = torch.tensor(output)
         return torch.stack([torch.minimum(begin.clamp(min=0), ends), torch.minimum(end.clamp(min=0), ends)], 2)
 
-    def seen(self, places: Tensor, size: Pair) -> tuple[Tensor, Pair]:
-        """Return which part of the input outputs at these places see: where it begins, (K, 2), and its size."""
-        begin = places * torch.tensor(self.stride) - torch.tensor(self.padding)
+    def seen(self, size: Pair) -> Pair:
+        """Return how much of the input so many outputs see."""
         axes = zip(size, self.kernel, self.stride, self.dilation, strict=True)
         height, width = ((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in axes)
-        return begin, (height, width)
+        return height, width
+
+    def reach(self, spans: Tensor, output: Pair) -> Reach:
+        """Return what becomes of these spans of the input, (K, 2, 2), in a result of this size."""
+        native = host()
+        if native is None:
+            reached = self.reached(spans, output)
+            places, size = boxed(reached, output)
+            return Reach(reached, places, size, places * torch.tensor(self.stride) - torch.tensor(self.padding))
+        spans, count = spans.contiguous(), len(spans)
+        made = torch.empty(8 * count, dtype=torch.long)
+        numbers = [*self.kernel, *self.stride, *self.padding, *self.dilation, *output]
+        size = native.reached(spans.data_ptr(), count, numbers, _ALL, made.data_ptr())
+        places, corners = made[4 * count :].view(2, count, 2)
+        return Reach(made[: 4 * count].view(count, 2, 2), places, size, corners)
 
 
 def pair(value: Any) -> Pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -34,11 +35,13 @@ class Visit:
     Attributes:
         spans: (K, 2, 2), the rows and columns that it computed.
         size: (height, width) of its whole result.
-        cost: of one pixel, in multiplications.
+        products: that make one pixel.
+        cost: of one pixel, in the time that a product takes.
     """
 
     spans: Tensor
     size: Pair
+    products: int
     cost: int
 
 
@@ -53,6 +56,7 @@ class Base:
         channels_last: whether the network's own maps would lie so in memory.
         refused: why patches cannot be taken through, once that is known.
         visits: what layers did for the patches of this pass.
+        watch: is entered where a function sees whole maps.
     """
 
     def __init__(self, weights: Base | None = None) -> None:
@@ -63,6 +67,7 @@ class Base:
         self.refused = ""
         self.channels_last = False
         self.visits: list[Visit] = []
+        self.watch: AbstractContextManager[Any] = nullcontext()
 
     def begin(self) -> None:
         """Begin another pass."""
@@ -79,10 +84,10 @@ class Base:
             self._alive.append(call)
         return self._known[key]
 
-    def visit(self, spans: Tensor, size: Pair, weights: Tensor) -> None:
-        """Note that a layer computes these spans of a result of such a size, with such weights."""
+    def visit(self, spans: Tensor, size: Pair, weights: Tensor, cost: int) -> None:
+        """Note that a layer with such weights computes these spans of a result of such a size."""
         moved = _MOVED * (weights.shape[0] + weights.shape[1])
-        self.visits.append(Visit(spans, size, weights.numel() + moved))
+        self.visits.append(Visit(spans, size, weights.numel(), cost + moved))
 
     def refusal(self, why: str) -> Unfollowed:
         """Return what to raise; the reason is kept, should something on the way turn it into another error."""
@@ -311,7 +316,8 @@ def _whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place
     plain_args, plain_kwargs = densified((args, kwargs))
     if in_place and isinstance(args[0], Patched) and args[0].whole is None:
         plain_args = (plain_args[0].clone(), *plain_args[1:])  # the patch is the whole of it, and others may have it
-    made = func(*plain_args, **plain_kwargs)
+    with patched_in((args, kwargs))[0].source.watch:
+        made = func(*plain_args, **plain_kwargs)
     if in_place and isinstance(args[0], Patched):
         written = args[0].become(plain_args[0])
         return written if made is plain_args[0] else made
@@ -342,7 +348,10 @@ def densified(value: Any) -> Any:
 
 def patched_in(value: Any) -> list[Patched]:
     """Return the patched tensors in nested tuples, lists and dictionaries."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Patched)]
+    if isinstance(value, Patched):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [found for part in inside for found in patched_in(part)]
 
 
 def laid_over(

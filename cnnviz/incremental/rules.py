@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..ops import conv_crops, conv_crops_is_native, packed_kernel
+from ..ops import conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
 from .geometry import Pair, Window, boxed, pair, united
 from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]
 
+_MANY = 32  # channels from which on Winograd's algorithm pays
+_TILE = 21  # products in the time that it takes for a tile of four pixels, in place of 36
+
 _NONE = (-math.inf, math.inf)
-_LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}  # of what becomes a part of a convolution
 
 
 def _maps(x: Any) -> bool:
@@ -63,6 +65,18 @@ class _Convolution:
         plain = self.base.dtype == self.weight.dtype == torch.float32 and self.base.device.type == "cpu"
         return plain and (self.groups == 1 or each) and conv_crops_is_native()
 
+    @property
+    def tiled(self) -> bool:
+        """Whether Winograd's algorithm makes it with fewer products."""
+        plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
+        return self.native and plain and self.weight.shape[2:] == (3, 3) and min(self.weight.shape[:2]) >= _MANY
+
+    @property
+    def cost(self) -> int:
+        """How many products a pixel of the result takes."""
+        products = self.weight.numel()
+        return products * _TILE // 36 if self.tiled else products
+
     def run(self) -> Tensor:
         assert self.x is not None
         return self._of(self.x, self.padding if self.whole else (0, 0))
@@ -79,15 +93,16 @@ class _Convolution:
         if not self.native:
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
-        kernel = self.source.weights.result(
-            ("packed", self.weight, self.groups), lambda: packed_kernel(self.weight, self.groups)
-        )
         bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
         if any(padding):
             x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        return conv_crops(
-            x, kernel, bias, stride=self.stride, dilation=self.dilation, low=self.limits[0], high=self.limits[1]
-        )
+        (low, high), weights = self.limits, self.source.weights
+        rows, columns = x.shape[2] - 2, x.shape[3] - 2
+        if self.tiled and -(-rows // 2) * -(-columns // 2) * _TILE < 9 * rows * columns:
+            kernel = weights.result(("winograd", self.weight), lambda: winograd_kernel(self.weight))
+            return winograd_crops(x, kernel, bias, low=low, high=high)
+        kernel = weights.result(("packed", self.weight, self.groups), lambda: packed_kernel(self.weight, self.groups))
+        return conv_crops(x, kernel, bias, stride=self.stride, dilation=self.dilation, low=low, high=high)
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -130,19 +145,19 @@ def _through_windows(
     like = base if isinstance(base, Tensor) else like
     assert like is not None
     full = (like.shape[2], like.shape[3])
-    spans = window.reached(x.spans, full)
-    places, size = boxed(spans, full)
-    if whole is not None and x.full and size == full:
-        return Patched(base, whole(x.patch), places, x.source, like=like, extent=size, spans=spans)
-    corners, seen = window.seen(places, size)
-    if seen == x.extent and torch.equal(corners, x.places):
-        patch = part(x.patch)
+    reach = window.reach(x.spans, full)
+    if whole is not None and x.full and reach.size == full:
+        patch = whole(x.patch)
     else:
-        patch = part(laid_over(x.base, x.patch, x.places, corners, seen, pad))
-    if factor is not None:
-        assert isinstance(patch, Tensor)
-        patch = patch * cropped(factor, places, size)
-    return Patched(base, patch, places, x.source, like=like, extent=size, spans=spans)
+        seen = window.seen(reach.size)
+        if seen == x.extent and torch.equal(reach.corners, x.places):
+            patch = part(x.patch)
+        else:
+            patch = part(laid_over(x.base, x.patch, x.places, reach.corners, seen, pad))
+        if factor is not None:
+            assert isinstance(patch, Tensor)
+            patch = patch * cropped(factor, reach.places, reach.size)
+    return Patched(base, patch, reach.places, x.source, like=like, extent=reach.size, spans=reach.spans)
 
 
 def _conv2d(
@@ -178,7 +193,7 @@ def _conv2d(
         lambda x: replace(call, x=x),
         like=input.base[:, :1, :1, :1].expand(1, len(weight), *size),
     )
-    input.source.visit(result.spans, size, weight)
+    input.source.visit(result.spans, size, weight, call.cost)
     return result
 
 
@@ -268,9 +283,17 @@ def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         (name, input.base, *plain, *sorted(given.items())), lambda: function(input.base, *plain, **given)
     )
     before = input.unfinished
-    if name in _LIMITS and isinstance(before, _Convolution) and before.limits == _NONE:
-        return input.with_values(base, replace(before, limits=_LIMITS[name]))
+    limits = _limits(name, *plain, **given)
+    if limits and isinstance(before, _Convolution) and before.limits == _NONE:
+        return input.with_values(base, replace(before, limits=limits))
     return input.with_values(base, function(input.patch, *plain, **given))
+
+
+def _limits(
+    name: str, min_val: float = -1.0, max_val: float = 1.0, *_: Any, **_more: Any
+) -> tuple[float, float] | None:
+    """Return between what a function keeps each number, if it does nothing else, so that it may be part of a kernel."""
+    return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": (min_val, max_val)}.get(name)
 
 
 def _same(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -338,7 +361,7 @@ def _linear(_: Any, input: Any, weight: Tensor, bias: Tensor | None = None) -> A
     if not isinstance(input, Patched) or not input.last:
         return NotImplemented
     result = _over_channels(("linear", weight, bias), input, lambda x: functional.linear(x, weight, bias))
-    input.source.visit(result.spans, (result.form[2], result.form[3]), weight)
+    input.source.visit(result.spans, (result.form[2], result.form[3]), weight, weight.numel())
     return result
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Protocol
 
 import torch
@@ -14,10 +15,9 @@ from torch import Tensor
 from ..ops._layout import memory_format
 from .grouping import Layers, batches, grouped
 from .patched import Base, Patched, Unfollowed, Visit
-from .work import Operations
+from .work import Operations, WholeMaps
 
 _TOGETHER: Final = 32  # patches that go through the network at once
-_COUNTED: Final = 1  # patch that operations are counted on, beside the one that the image itself is run for
 
 
 class Sweeps(Protocol):
@@ -81,22 +81,14 @@ class Changes:
         run = _Run(self, request, sample, share)
         together = min(at_most, _TOGETHER)
         known = self._of_all_spans()
-        start = max(0, min(len(known) // 2, len(known) - _COUNTED - 1))
-        stop = start + _COUNTED + 1
-        few = known[start:stop]
+        middle = len(known) // 2
         with _refused_by(run.base):
-            with Operations() as first:
-                run(self._batches(few[:1], together))  # and what is made of the image itself
-            with Operations() as then:
-                run(self._batches(few[1:], together))
-            if (
-                request.once(("incremental", "saving", sample), lambda: _saving(first.count, then.count, len(few) - 1))
-                < worth
-            ):
+            whole = run.counting(self._batches(known[middle : middle + 1], together))
+            if request.once(("incremental", "saving", sample), lambda: run.saving(whole.count)) < worth:
                 return None
-            run(self._batches(known[:start] + known[stop:], together))
+            run(self._batches(known[:middle] + known[middle + 1 :], together))
             run.surveying = False
-            run(request.once(("incremental", "batches", sample), lambda: run.remaining(together, then.weights)))
+            run(request.once(("incremental", "batches", sample), lambda: run.remaining(together, whole.weights)))
         return run.scores()
 
     def _of_all_spans(self) -> list[int]:
@@ -174,8 +166,35 @@ class _Run:
         )
         self._order.append(order)
 
+    def counting(self, batches: list[Tensor]) -> Operations:
+        """Run batches of boxes, and return what was multiplied of whole maps."""
+        self.base.watch = counted = Operations()
+        with WholeMaps(counted):
+            self(batches)
+        self.base.watch = nullcontext()
+        return counted
+
+    def saving(self, whole: int) -> float:
+        """Return how many times as many products whole images take as the boxes that were run.
+
+        Args:
+            whole: products of whole maps that these boxes took.
+        """
+        done, all_of = float(whole), float(whole)
+        for visit in chain.from_iterable(self._visits):
+            sides = (visit.spans[:, :, 1] - visit.spans[:, :, 0]).clamp(min=0)
+            done += visit.products * int(sides.prod(1).sum())
+            all_of += visit.products * len(sides) * math.prod(visit.size)
+        return all_of / max(1.0, done)
+
     def remaining(self, together: int, weights: int) -> list[Tensor]:
-        """Return all other boxes in batches that suit the sizes which those that were run came to."""
+        """Return all other boxes in batches that suit the sizes which those that were run came to.
+
+        Args:
+            together: so many boxes at most make a batch.
+            weights: how many numbers of weights each batch reads beside those of layers that patches go through.
+        """
+        weights += sum(visit.products for visit in self._visits[0])
         layers = Layers.of(self._visits, [len(numbers) for numbers in self._seen], weights)
         seen = torch.cat(self._seen)
         left = torch.ones(len(self._changes.boxes), dtype=torch.bool).index_fill_(0, seen, False).nonzero()[:, 0]
@@ -185,14 +204,6 @@ class _Run:
         """Return the scores, in the boxes' order."""
         scores = torch.cat(self._scores)
         return torch.empty_like(scores).index_copy_(0, torch.cat(self._order).to(scores.device), scores)
-
-
-def _saving(first: int, then: int, count: int) -> float:
-    """Return how many times as much it takes to run whole images, from the multiplications of one and of so many boxes.
-
-    The first ran the image itself too.
-    """
-    return (first - then / count) / max(1, then / count) if count else math.inf
 
 
 @contextmanager

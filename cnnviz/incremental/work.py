@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .patched import Patched
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -33,6 +36,9 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                 kernel = args[1]  # its first or last axes are those of what is made
                 self.count += made.numel() * (kernel[..., 0] if kernel.dim() == 3 else kernel[0, ..., 0]).numel()
                 self.weights += kernel.numel()
+            case torch.ops.cnnviz.winograd_crops.default:  # as many as in the plain way
+                self.count += made.numel() * 9 * args[0].shape[1]
+                self.weights += args[1].numel()
             case torch.ops.aten.addmm.default:
                 self.count += made.numel() * args[1].shape[-1]
                 self.weights += args[2].numel()
@@ -43,3 +49,19 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             case _ if "scaled_dot_product" in str(func):
                 self.count += 2 * args[0].numel() * args[1].shape[-2]
         return made
+
+
+class WholeMaps(TorchFunctionMode):
+    """Counts the multiplications of functions that this thread calls with plain tensors alone within the block."""
+
+    def __init__(self, operations: Operations) -> None:
+        """Take what counts them."""
+        super().__init__()
+        self._operations = operations
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Run a function, and count it unless it is one of patches, which note themselves what they do."""
+        if any(issubclass(kind, Patched) for kind in types):
+            return func(*args, **(kwargs or {}))
+        with self._operations:
+            return func(*args, **(kwargs or {}))

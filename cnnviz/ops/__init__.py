@@ -11,6 +11,7 @@ from .grow_texture import Guide, grow_texture
 from .guided_relu import guided_relu, guided_relu_
 from .occlude import occlude
 from .overlay_crop import overlay_crop
+from .winograd_crops import winograd_crops, winograd_kernel
 
 __all__ = [
     "Guide",
@@ -25,4 +26,6 @@ __all__ = [
     "overlay_crop",
     "packed_kernel",
     "status",
+    "winograd_crops",
+    "winograd_kernel",
 ]

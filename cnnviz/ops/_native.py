@@ -37,6 +37,11 @@ _CUDA = _load("_C_cuda")
 _HOST = _load("_host")
 
 
+def host() -> ModuleType | None:
+    """Return the module with what is no operator, or None where it is not in use."""
+    return None if isinstance(_HOST, str) else _HOST
+
+
 def status() -> dict[str, str]:
     """Return for "cpu" and "cuda" which kernels are in use and, where they are PyTorch's, why."""
     facts = {} if isinstance(_HOST, str) else _HOST.facts()

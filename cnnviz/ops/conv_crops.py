@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ def conv_crops(
     return _forward(x, kernel, bias, list(stride), list(dilation), float(low), float(high))
 
 
+@cache
 def conv_crops_is_native() -> bool:
     """Whether a kernel of our own runs `conv_crops` on this processor; it is slow otherwise."""
     there: bool = torch._C._dispatch_has_kernel_for_dispatch_key("cnnviz::conv_crops", "CPU")

@@ -32,7 +32,7 @@ def grid(
     return canvas
 
 
-def settle(points: Tensor, side: int) -> dict[int, int]:
+def settle(points: Tensor, side: int, first: Sequence[int] = ()) -> dict[int, int]:
     """Give points cells of a square grid, each at most one, near where they lie.
 
     Where there are enough cells, every point gets the nearest one that is free, those that lie best first; otherwise a
@@ -41,6 +41,7 @@ def settle(points: Tensor, side: int) -> dict[int, int]:
     Args:
         points: (M, 2), the second coordinate upwards.
         side: cells in a row.
+        first: points that get their cells before the others, and one in any case.
 
     Returns:
         The point of each cell that has one; cells are numbered row by row from the top left.
@@ -51,15 +52,17 @@ def settle(points: Tensor, side: int) -> dict[int, int]:
     scaled = (points - (low + high) / 2) / (high - low).max().clamp(min=1e-300) * (side - 1) + (side - 1) / 2
     places = torch.stack([(side - 1) - scaled[:, 1], scaled[:, 0]], 1)  # row and column
     own = places.round().clamp(0, side - 1)
-    order = (places - own).square().sum(1).argsort(stable=True).tolist()
+    away = (places - own).square().sum(1)
+    away[list(first)] -= 1
+    order = away.argsort(stable=True).tolist()
     cells = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
     taken = torch.zeros(len(cells), dtype=torch.bool)
     found: dict[int, int] = {}
-    for point in order:
+    for number, point in enumerate(order):
         cell = int(own[point, 0] * side + own[point, 1])
-        if taken[cell] and len(points) > len(cells):
-            continue
         if taken[cell]:
+            if taken.all() or (len(points) > len(cells) and number >= len(first)):
+                continue
             away = (cells - places[point]).square().sum(1).masked_fill(taken, torch.inf)
             cell = int(away.argmin())
         taken[cell] = True

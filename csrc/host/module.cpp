@@ -1,9 +1,12 @@
-// What is no operator: the facts of the build, and checks of plans of windows, which lie in the host's memory.
+// What is no operator: the facts of the build, and plans of windows, which lie in the host's memory.
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
 
 #include "../places.h"
@@ -42,6 +45,46 @@ int64_t first_bad_window(uintptr_t address, int64_t count, int64_t images, int64
   return cnnviz::first_bad_window(at(address), count, images, height, width);
 }
 
+// A window operation along one axis, and the length of what it makes.
+struct Axis {
+  int64_t kernel, stride, padding, dilation, made;
+};
+
+int64_t floored(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+// What `count` spans (rows, columns; first and last but one) of a map reach through a window operation.
+//
+// Writes spans of the result, where boxes of one size begin that hold them, and where what these see begins; returns the boxes'
+// height and width. Boxes of so large a share of the result are all of it.
+pybind11::tuple reached(uintptr_t spans, int64_t count, const std::vector<int64_t>& numbers, double all, uintptr_t to) {
+  Axis axes[2];
+  for (int64_t a : {0, 1}) axes[a] = {numbers[a], numbers[2 + a], numbers[4 + a], numbers[6 + a], numbers[8 + a]};
+  const int64_t* from = at(spans);
+  int64_t* made = reinterpret_cast<int64_t*>(to);
+  int64_t* places = made + 4 * count;
+  int64_t* corners = places + 2 * count;
+  int64_t size[2] = {1, 1};
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t a : {0, 1}) {
+      const Axis& axis = axes[a];
+      const int64_t* span = from + 4 * i + 2 * a;
+      const int64_t first = span[0] + axis.padding - (axis.kernel - 1) * axis.dilation, last = span[1] + axis.padding - 1;
+      const int64_t begin = std::min(std::max<int64_t>(0, -floored(-first, axis.stride)), axis.made);
+      const int64_t end = std::min(std::max<int64_t>(0, floored(last, axis.stride) + 1), axis.made);
+      made[4 * i + 2 * a] = begin, made[4 * i + 2 * a + 1] = end;
+      size[a] = std::max(size[a], end - begin);
+    }
+  const bool whole = static_cast<double>(size[0] * size[1]) >= all * static_cast<double>(axes[0].made * axes[1].made);
+  for (int64_t a : {0, 1}) {
+    if (whole) size[a] = axes[a].made;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t place = whole ? 0 : std::min(made[4 * i + 2 * a], axes[a].made - size[a]);
+      places[2 * i + a] = place, corners[2 * i + a] = place * axes[a].stride - axes[a].padding;
+    }
+  }
+  return pybind11::make_tuple(size[0], size[1]);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
@@ -49,4 +92,5 @@ PYBIND11_MODULE(_host, module) {
   module.def("facts", &facts, "Return what this build was made with.");
   module.def("first_outside", &first_outside);
   module.def("first_bad_window", &first_bad_window);
+  module.def("reached", &reached);
 }

@@ -68,6 +68,8 @@ def test_from_a_folder_to_neighbours_and_a_map(run: Run, pictures: Path) -> None
     [
         (("query", "cats"), "holds no index"),
         (("query", "cats", "--where", "label = 'cat'"), "give --database too"),
+        (("query", "cats", "pictures", "--pixels", "--metric", "cosine"), "compared by euclidean distance"),
+        (("query", "cats", "pictures", "--pixels", "--layer", "features"), "small pictures are of no layer"),
         (("build", "cats", "nowhere"), "does not exist"),
         (("add", "cats", "pictures"), "holds no index"),
         (("build", "cats", "pictures", "--layer", "no"), "no layer 'no'"),

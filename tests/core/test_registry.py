@@ -133,6 +133,12 @@ def test_malformed_metrics_are_refused(given: dict[str, object], told: str) -> N
         cnnviz.Metric(**{"name": "fine", "function": lambda case, options: case.values, **given})
 
 
+@pytest.mark.parametrize("key", ["inputs", "layers", "default_layer"])
+def test_techniques_that_take_what_there_is_not_are_refused(key: str) -> None:
+    with pytest.raises(PluginError, match=f"technique 'fine': {key}='last', expected one of \\('[a-z-]*', "):
+        Technique("fine", lambda request, options: request.inputs, **{key: "last"})
+
+
 # ---------------------------------------------------------------- listing and loading
 
 

@@ -18,7 +18,7 @@ from cnnviz.incremental.patched import Visit
 def layers(reached: list[list[int]], side: int, cost: int = 10**6) -> Layers:
     """One layer of a square map, of which each box reaches so many rows and columns."""
     lengths = torch.tensor(reached)
-    visit = Visit(torch.stack([torch.zeros_like(lengths), lengths], 2), (side, side), cost)
+    visit = Visit(torch.stack([torch.zeros_like(lengths), lengths], 2), (side, side), cost, cost)
     return Layers.of([[visit]], [len(reached)], 0)
 
 

@@ -28,6 +28,8 @@ OPERATORS = [
     "guided_relu_backward",
     "occlude",
     "overlay_crop",
+    "winograd_crops",
+    "winograd_kernel",
 ]
 OFF = os.environ.get("CNNVIZ_NATIVE") == "0"
 
@@ -37,7 +39,10 @@ def test_status_tells_which_kernels_are_in_use(device: str) -> None:
     told = ops.status()[device.lower()]
     assert told.startswith("native (") == has_kernel("occlude", device)
     # Without AVX2 a processor multiplies by PyTorch; a GPU has a library for that, and nothing for pixel after pixel.
-    without = {"CPU": ("gram_matrix", "conv_crops"), "CUDA": ("grow_texture", "conv_crops")}[device]
+    without = {
+        "CPU": ("gram_matrix", "conv_crops", "winograd_crops", "winograd_kernel"),
+        "CUDA": ("grow_texture", "conv_crops", "winograd_crops", "winograd_kernel"),
+    }[device]
     needed = [operator for operator in OPERATORS if operator not in without]
     assert all(has_kernel(operator, device) == told.startswith("native") for operator in needed)
 
@@ -154,6 +159,11 @@ for channels, made in ((3, 1), (20, 24), (64, 70), (100, 130), (40, None)):
     found = ops.conv_crops(x, ops.packed_kernel(weight, groups), bias, stride=(1, 2), dilation=(2, 1))
     right = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), (1, 2), 0, (2, 1), groups)
     worst = max(worst, float((found.double() - right).abs().max()) / weight[0].numel() ** 0.5)
+    if groups == 1:
+        weight = torch.randn(count, channels, 3, 3, generator=draws)
+        found = ops.winograd_crops(x, ops.winograd_kernel(weight), bias)
+        right = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double())
+        worst = max(worst, float((found.double() - right).abs().max()) / weight[0].numel() ** 0.5)
 print(ops.conv_crops_is_native(), worst)
 """
 

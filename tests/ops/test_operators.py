@@ -17,6 +17,7 @@ from .drawn import has_kernel
 
 IMAGES = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 INDEX = torch.tensor([0, 2, 2, 1])
+WEIGHT = torch.ones(6, 2, 3, 3)
 YX = torch.tensor([[-2, 3], [0, 0], [4, 3], [-9, -9]])
 DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix": ops.gram_matrix,
@@ -56,6 +57,11 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "conv_crops": lambda: (
         *(torch.ones(2, 3, 5, 6), ops.packed_kernel(torch.ones(70, 3, 2, 3)), torch.ones(70)),
         *([2, 1], [1, 2], -1.0, 10.0),
+    ),
+    "winograd_kernel": lambda: (torch.ones(70, 3, 3, 3),),
+    "winograd_crops": lambda: (
+        *(torch.ones(2, 3, 5, 6), ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
+        *(-1.0, 10.0),
     ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
@@ -104,6 +110,18 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
         (
             lambda: ops.crop_patches(IMAGES, INDEX, YX, (0, 1)),
             r"size is \(0, 1\), expected \(height, width\) of at least 1",
+        ),
+        (
+            lambda: ops.winograd_kernel(WEIGHT.double()),
+            r"weight is \(6, 2, 3, 3\) torch.float64, expected \(M, C, 3, 3\)",
+        ),
+        (
+            lambda: ops.winograd_crops(torch.ones(1, 2, 2, 5), ops.winograd_kernel(WEIGHT), torch.ones(6)),
+            r"x is \(1, 2, 2, 5\) torch.float32, kernel \(1, 16, 2, 64\) .* of at least 3 x 3",
+        ),
+        (
+            lambda: ops.winograd_crops(torch.ones(1, 2, 3, 5), ops.winograd_kernel(WEIGHT), torch.ones(65)),
+            r"bias \(65,\), expected",
         ),
         (
             lambda: ops.conv_crops(torch.ones(1, 4, 5, 5), ops.packed_kernel(torch.ones(6, 3, 2, 2)), torch.ones(6)),

@@ -30,3 +30,11 @@ def test_of_too_many_those_are_shown_that_lie_best() -> None:
     cells = settle(points, 2)  # from the top left
     assert (cells[2], cells[1]) == (0, 2)
     assert settle(torch.zeros(3, 2), 1) == {0: 0}
+
+
+def test_those_that_are_first_have_a_cell_in_any_case() -> None:
+    points = torch.cat([torch.zeros(7, 2), torch.tensor([[1.0, 1.0], [0.2, 0.0], [0.2, 0.1]])])
+    cells = settle(points, 2, first=(8, 9))
+    assert {8, 9} <= set(cells.values())
+    assert len(set(cells.values())) == len(cells)
+    assert settle(torch.zeros(3, 2), 1, first=(2, 1)) == {0: 1}, "no more than there are cells"

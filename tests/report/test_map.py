@@ -77,6 +77,17 @@ def test_images_are_looked_at_found_and_chosen(page_of: Path, browser: Any, widt
     assert complaints == []
 
 
+def test_images_without_a_label_are_counted_too(tmp_path: Path, browser: Any) -> None:
+    images = fill(tmp_path / "images", 5)
+    (images / "red" / "002.png").rename(images / "002.png")
+    index = build_index(small_model(), images, tmp_path / "index", layer="1", workers=0)
+    page = browser.new_page()
+    page.goto(save_map(index, lay_out(index, "pca"), tmp_path / "map.html", method="components").as_uri())
+    assert page.locator("#legend button").all_inner_texts() == ["blue\n2", "green\n2", "no label\n1"]
+    page.locator("#legend button", has_text="no label").click()
+    assert page.evaluate("[...Array(count).keys()].filter(lit).map(i => data.ids[i])") == ["002.png"]
+
+
 def test_names_cannot_break_the_page(tmp_path: Path, browser: Any) -> None:
     images = fill(tmp_path / "images", 5)
     (images / "red" / "002.png").rename(images / "red" / "<img src=x onerror=alert(1)><!--<script>.png")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -152,6 +154,23 @@ def test_a_projection_is_that_of_the_features(model: Model, x: Tensor, index: In
     more = cnnviz.explain(model, x[:2], "projection", layer=LAYER, index=str(index.folder))
     torch.testing.assert_close(more.points[COUNT:], there.points[:2], rtol=1e-4, atol=1e-5)
     assert more.items[-2:] == ("image 0", "image 1")
+    assert (there.marked, more.marked) == ((), (COUNT, COUNT + 1))
+    framed, plain = (numpy.asarray(one.panels()[0][0][0]) for one in (more, dataclasses.replace(more, marked=())))
+    red = [((picture == (220, 30, 50)).all(-1)).sum() for picture in (framed, plain)]
+    assert red[1] == 0 < red[0]
+    dots = dataclasses.replace(more, pictures=None).panels()[0][0][0]
+    assert (numpy.asarray(dots) == (220, 30, 50)).all(-1).any()
+
+
+def test_without_a_layer_named_that_of_the_index_is_taken(model: Model, x: Tensor, index: Index) -> None:
+    for technique in ("neighbours", "projection", "top-patches"):
+        given = None if technique == "top-patches" else x[:2]
+        made, named = (
+            cnnviz.explain(model, given, technique, index=str(index.folder), layer=layer) for layer in (None, LAYER)
+        )
+        assert made.equals(named)
+        assert made.provenance is not None
+        assert made.provenance.layer == LAYER
 
 
 def test_images_find_their_place_in_a_map_that_stays(model: Model, x: Tensor, images: Path, tmp_path: Path) -> None:

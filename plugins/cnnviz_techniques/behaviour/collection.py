@@ -31,6 +31,11 @@ def open_index(request: Request, folder: str | None) -> Index:
     return index
 
 
+def last_layer(options: Any) -> str | None:
+    """Return the last layer of the index that the options name, None where they name none."""
+    return None if options.index is None else Index(options.index).layers[-1]
+
+
 def chosen(request: Request, named: tuple[int, ...], count: int, first: int) -> tuple[int, ...]:
     """Return the channels that were named, of so many; the first ones where none were.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cnnviz import Field, InputError, Neighbours, Options, Request, Technique, hookimpl
 from cnnviz.index import Index, nearest, thumbnails
 
-from .collection import INDEX, features, open_index, shown
+from .collection import INDEX, features, last_layer, open_index, shown
 
 _SIDE = 32
 
@@ -75,4 +75,14 @@ def _nearest(request: Request, options: NeighboursOptions, index: Index | None, 
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("neighbours", neighbours, NeighboursOptions, family="behaviour", inputs="all", layers="one"))
+    register(
+        Technique(
+            "neighbours",
+            neighbours,
+            NeighboursOptions,
+            family="behaviour",
+            inputs="all",
+            layers="one",
+            default_layer=last_layer,
+        )
+    )

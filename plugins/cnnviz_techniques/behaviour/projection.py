@@ -10,7 +10,7 @@ import torch
 from cnnviz import Field, Options, Projection, Request, Technique, hookimpl
 from cnnviz.index import place, thumbnails
 
-from .collection import INDEX, features, open_index
+from .collection import INDEX, features, last_layer, open_index
 
 _SHOWN = 20_000  # images of an index whose small pictures are shown
 
@@ -27,7 +27,7 @@ def project(request: Request, options: ProjectionOptions) -> Projection:
     """Map of images by what a layer returns for them: points (M, 2), with small pictures.
 
     Features are the means of the layer's maps. Images that are given beside an index are placed into its map, after
-    its own; otherwise they are the map. van der Maaten & Hinton 2008; Karpathy 2014.
+    its own, and framed; otherwise they are the map. van der Maaten & Hinton 2008; Karpathy 2014.
     """
     own = features(request, share=(0.0, 0.5)) if request.given else torch.empty(0)
     caption = f"{options.method} of {request.layer}"
@@ -57,10 +57,21 @@ def project(request: Request, options: ProjectionOptions) -> Projection:
         points=points,
         items=items,
         pictures=None if shown is None else shown.float() / 255,
+        marked=tuple(range(len(known), len(points))),
         captions=(f"{caption}, {len(points)} images",),
     )
 
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("projection", project, ProjectionOptions, family="behaviour", inputs="any", layers="one"))
+    register(
+        Technique(
+            "projection",
+            project,
+            ProjectionOptions,
+            family="behaviour",
+            inputs="any",
+            layers="one",
+            default_layer=last_layer,
+        )
+    )

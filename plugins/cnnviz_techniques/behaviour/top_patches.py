@@ -24,7 +24,7 @@ from cnnviz import (
 from cnnviz.index import Index, Strongest
 from cnnviz.ops import crop_patches
 
-from .collection import INDEX, chosen, of_maps, open_index, pictures
+from .collection import INDEX, chosen, last_layer, of_maps, open_index, pictures
 
 _FIRST = 16
 _TILE = 96
@@ -146,4 +146,14 @@ def _picture(sets: Sequence[Tensor]) -> Tensor:
 
 @hookimpl
 def cnnviz_techniques(register):
-    register(Technique("top-patches", top_patches, TopPatchesOptions, family="behaviour", inputs="any", layers="one"))
+    register(
+        Technique(
+            "top-patches",
+            top_patches,
+            TopPatchesOptions,
+            family="behaviour",
+            inputs="any",
+            layers="one",
+            default_layer=last_layer,
+        )
+    )

@@ -1,0 +1,102 @@
+"""Convolution of many small maps with kernels of 3 x 3 pixels, by Winograd's algorithm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import _check, _layout
+from ._operator import Operator
+from .conv_crops import packed_kernel
+
+# Lavin & Gray 2016, F(2 x 2, 3 x 3): of the input, of the kernel, of the result.
+_INPUT = ((1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.0, -1.0))
+_KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+_RESULT = ((1.0, 1.0, 1.0, 0.0), (0.0, 1.0, -1.0, -1.0))
+
+
+def winograd_kernel(weight: Tensor) -> Tensor:
+    """Return the weight of a convolution, (M, C, 3, 3) float32, as `winograd_crops` takes it.
+
+    Returns:
+        (ceil(M / 64), 16, C, 64), with zeros for the channels that M lacks.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if weight.dtype != torch.float32 or weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(
+            f"winograd_kernel: weight is {tuple(weight.shape)} {weight.dtype}, expected (M, C, 3, 3) in float32"
+        )
+    return _packed(weight)
+
+
+@torch.library.custom_op("cnnviz::winograd_kernel", mutates_args=())
+def _winograd_kernel(weight: Tensor) -> Tensor:
+    into = torch.tensor(_KERNEL, dtype=torch.float64, device=weight.device)
+    points = into @ weight.double() @ into.T
+    return packed_kernel(points.to(weight.dtype)).flatten(1, 2)
+
+
+@_winograd_kernel.register_fake
+def _(weight: Tensor) -> Tensor:
+    return weight.new_empty(-(-len(weight) // 64), 16, weight.shape[1], 64)
+
+
+_packed = Operator(_winograd_kernel)
+
+
+def winograd_crops(
+    x: Tensor, kernel: Tensor, bias: Tensor, *, low: float = -math.inf, high: float = math.inf
+) -> Tensor:
+    """Convolve many small maps with 3 x 3 kernels: (K, C, h, w) -> (K, M, h - 2, w - 2), channels last; no gradient.
+
+    Tiles of 2 x 2 results take 16 products of each channel in place of 36, and round as well as these.
+
+    Args:
+        x: float32; channels last, otherwise it is copied.
+        kernel: of `winograd_kernel`.
+        bias: (M,).
+        low: what is below is set to it; 0 for a ReLU.
+        high: what is above is set to it.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    _check.floating("winograd_crops", "x", x, "KCHW")
+    fits = kernel.dim() == 4 and kernel.shape[1:3] == (16, x.shape[1]) and bias.dim() == 1 and min(x.shape[2:]) > 2
+    made = kernel.shape[0] * kernel.shape[-1]
+    if not (fits and made - kernel.shape[-1] < len(bias) <= made) or any(
+        value.dtype != torch.float32 for value in (x, kernel, bias)
+    ):
+        raise ValueError(
+            f"winograd_crops: x is {tuple(x.shape)} {x.dtype}, kernel {tuple(kernel.shape)} and bias "
+            f"{tuple(bias.shape)}, expected float32 maps (K, C, h, w) of at least 3 x 3, what `winograd_kernel` makes "
+            "of (M, C, 3, 3), and (M,)"
+        )
+    return _forward(x, kernel, bias, float(low), float(high))
+
+
+@torch.library.custom_op("cnnviz::winograd_crops", mutates_args=())
+def _winograd_crops(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
+    into, out = (torch.tensor(value, dtype=x.dtype, device=x.device) for value in (_INPUT, _RESULT))
+    rows, columns = x.shape[2] - 2, x.shape[3] - 2
+    tiles = functional.pad(x, (0, columns % 2, 0, rows % 2)).unfold(2, 4, 2).unfold(3, 4, 2)  # (K, C, th, tw, 4, 4)
+    points = (into @ tiles @ into.T).permute(4, 5, 0, 2, 3, 1).flatten(0, 1)  # (16, K, th, tw, C)
+    weights = kernel.permute(1, 2, 0, 3).flatten(2)[:, None, None, :, : len(bias)]  # (16, 1, 1, C, M)
+    sums = torch.unflatten(points @ weights, 0, (4, 4)).permute(2, 5, 3, 4, 0, 1)  # (K, M, th, tw, 4, 4)
+    made: Tensor = (out @ sums @ out.T).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)[:, :, :rows, :columns]
+    made = (made + bias[:, None, None]).clamp(low, high)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+@_winograd_crops.register_fake
+def _(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
+    size = (x.shape[0], len(bias), x.shape[2] - 2, x.shape[3] - 2)
+    return _layout.empty(x, size, torch.channels_last)
+
+
+_forward = Operator(_winograd_crops)
