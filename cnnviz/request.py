@@ -374,16 +374,21 @@ class Request:
         self._sweeps += shared  # others are not looked for by the other targets
         step = within(self.progress, share)
 
-        def scored(start: int, stop: int) -> Tensor:
-            made = self.laid_out(make(start, stop)) if any_layout else make(start, stop)
-            scores = self._scores(made, picked[start:stop], probability=probability)
-            step(stop, count)
-            return scores
-
         def all_targets() -> Tensor:
             self._classes(None)  # before the first batch, which should hold nothing else
             example = make(0, 1) if self._inputs is None else None
-            return torch.cat(self.batched(scored, count, example=example, sizes=sizes))
+            every: list[Tensor] = []  # of all batches one: small ones in between would break the memory into pieces
+
+            def scored(start: int, stop: int) -> None:
+                made = self.laid_out(make(start, stop)) if any_layout else make(start, stop)
+                scores = self._scores(made, picked[start:stop], probability=probability)
+                if not every:
+                    every.append(scores.new_empty(count, *scores.shape[1:]))
+                every[0][start:stop] = scores
+                step(stop, count)
+
+            self.batched(scored, count, example=example, sizes=sizes)
+            return every[0]
 
         with torch.no_grad():
             scores = self._shared.once(("sweep", self.layer, self._sweeps), all_targets) if shared else all_targets()

@@ -71,8 +71,7 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
             num_cpus=1,
             num_gpus=1 if model.device.type == "cuda" else None,
             fn_constructor_args=(job, model),
-            max_restarts=_TRIALS,
-            max_task_retries=_TRIALS,
+            ray_remote_args_fn=lambda: {"max_restarts": _TRIALS, "max_task_retries": _TRIALS},
         )
         wrong: list[str] = []
         progress(done, total)

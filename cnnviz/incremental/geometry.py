@@ -109,11 +109,11 @@ def nearly_all(pixels: Any, whole: Any) -> Any:
 
 def united(spans: list[Tensor]) -> Tensor:
     """Return the smallest spans that hold those of each; empty ones count for nothing."""
-    found = spans[0]
-    for other in spans[1:]:
-        both = torch.stack(
-            [torch.minimum(found[..., 0], other[..., 0]), torch.maximum(found[..., 1], other[..., 1])], -1
-        )
-        mine, theirs = ((part[..., 1:] <= part[..., :1]).any(1, keepdim=True) for part in (found, other))
-        found = torch.where(theirs, found, torch.where(mine, other, both))
-    return found
+    first, stop = torch.stack(spans).unbind(-1)  # (n, K, 2)
+    empty = (stop <= first).any(2, keepdim=True)
+    none = empty.all(0)
+    found = [
+        first.masked_fill(empty, torch.iinfo(first.dtype).max).amin(0),
+        stop.masked_fill(empty, torch.iinfo(stop.dtype).min).amax(0),
+    ]
+    return torch.where(none[..., None], spans[0], torch.stack(found, -1))

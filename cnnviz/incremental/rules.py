@@ -58,6 +58,13 @@ class _Convolution:
     x: Tensor | None = None
     whole: bool = False
 
+    @classmethod
+    def of_one(cls, source: Base, base: Tensor) -> _Convolution:
+        """Return the convolution that leaves every pixel as it is."""
+        channels = base.shape[1]
+        ones = source.weights.result(("ones", channels, base.dtype), lambda: base.new_ones(channels, 1, 1, 1))
+        return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels)
+
     @property
     def native(self) -> bool:
         """Whether the kernel for many small maps runs it, which packs weights once and takes no padding."""
@@ -328,6 +335,10 @@ def _batch_norm(
     if isinstance(before, _Convolution) and before.limits == _NONE:
         folded = before.scaled(running_mean, running_var, weight, bias, eps)
         return input.with_values(folded.of_base, folded, like=input.like)
+    alone = _Convolution.of_one(input.source, input.base)
+    if alone.native:  # so that a ReLU behind it becomes a part of it
+        scaled = alone.scaled(running_mean, running_var, weight, bias, eps)
+        return input.with_values(scaled.of_base, replace(scaled, x=input.patch), like=input.like)
 
     def normalised(x: Tensor) -> Tensor:
         return functional.batch_norm(x, *given, False, momentum, eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,35 @@ def test_memory_is_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         cnnviz.explain(net, x, "occlusion", window=16, stride=4, target=3, memory=memory, method="incremental")
         assert max(seen) <= most
     assert max(seen) < 20
+
+
+FIFTY_THOUSAND = """
+import resource, sys, torch, cnnviz
+from torch import nn
+
+torch.manual_seed(0)
+net = nn.Sequential(
+    nn.Conv2d(3, 4, 7, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    nn.Linear(8, 3),
+).eval()
+x = torch.randn(1, 3, 224, 224)
+
+def run(stride):
+    made = cnnviz.explain(net, x, "occlusion", window=1, stride=stride, target=1, memory="64MiB", method=sys.argv[1])
+    return made.values, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+_, before = run(8)
+values, after = run(1)
+assert values.shape == (1, 1, 224, 224)
+print(after - before)
+"""
+
+
+@pytest.mark.parametrize("method", ["dense", "incremental"])
+def test_fifty_thousand_windows_stay_within_the_budget(method: str) -> None:
+    """The growth of what the process holds, in KiB, over a run of 784 windows; 224 x 224 of them are 50,176."""
+    run = subprocess.run([sys.executable, "-c", FIFTY_THOUSAND, method], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 64 * 1024
 
 
 @settings(max_examples=8)
