@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
@@ -436,6 +436,8 @@ def _arithmetic(function: Callable[..., Tensor]) -> Rule:
         x, other = (a, b) if isinstance(a, Patched) else (b, a)
         if isinstance(other, Tensor) and other.dim():
             shape = tuple(other.shape)
+            if len(shape) == 4 and len(x.places) == 1 and not isinstance(other, nn.Parameter):
+                return NotImplemented  # of this one image, perhaps, as what squeeze-and-excitation multiplies by
             if x.last:  # what differs between channels stands last
                 shape = (shape[-1], 1, 1) if set(shape[:-1]) <= {1} else (0, 0, 0, 0, 0)
             if len(shape) > 4 or shape[-2:] != (1, 1) or (len(shape) == 4 and shape[0] != 1):

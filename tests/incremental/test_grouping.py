@@ -105,6 +105,25 @@ def test_what_saves_too_little_is_not_run() -> None:
     assert sum(run.sizes) < 4
 
 
+class Excited(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.squeeze, self.then = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 64, 3)
+
+    def forward(self, x):
+        maps = self.first(x)
+        return self.then(maps * self.squeeze(maps.mean((2, 3), keepdim=True))).mean((2, 3))
+
+
+def test_behind_squeeze_and_excitation_nothing_is_saved() -> None:
+    """Also where one box alone is counted, whose factors are as good as constants to it."""
+    run = Recorded(Excited().double().eval())
+    changes = Changes(
+        torch.zeros(1, 2, 18, 18).double(), grid(3, 3), lambda n, size: torch.ones(len(n), 2, *size).double()
+    )
+    assert changes.scores(run, 0, worth=1.2) is None
+
+
 def test_spans_that_are_nearly_all_are_all() -> None:
     spans = spans_of(torch.tensor([[0, 0], [2, 3]]), (9, 10))
     assert boxed(spans, (11, 13))[1] == (9, 10)
