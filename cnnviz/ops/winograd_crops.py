@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,15 +83,22 @@ def winograd_crops(
 
 @torch.library.custom_op("cnnviz::winograd_crops", mutates_args=())
 def _winograd_crops(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
-    into, out = (torch.tensor(value, dtype=x.dtype, device=x.device) for value in (_INPUT, _RESULT))
     rows, columns = x.shape[2] - 2, x.shape[3] - 2
     tiles = functional.pad(x, (0, columns % 2, 0, rows % 2)).unfold(2, 4, 2).unfold(3, 4, 2)  # (K, C, th, tw, 4, 4)
-    points = (into @ tiles @ into.T).permute(4, 5, 0, 2, 3, 1).flatten(0, 1)  # (16, K, th, tw, C)
+    points = _both_ways(tiles, _INPUT).permute(4, 5, 0, 2, 3, 1).flatten(0, 1)  # (16, K, th, tw, C)
     weights = kernel.permute(1, 2, 0, 3).flatten(2)[:, None, None, :, : len(bias)]  # (16, 1, 1, C, M)
     sums = torch.unflatten(points @ weights, 0, (4, 4)).permute(2, 5, 3, 4, 0, 1)  # (K, M, th, tw, 4, 4)
-    made: Tensor = (out @ sums @ out.T).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)[:, :, :rows, :columns]
+    made = _both_ways(sums, _RESULT).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)[:, :, :rows, :columns]
     made = (made + bias[:, None, None]).clamp(low, high)
     return made.contiguous(memory_format=torch.channels_last)
+
+
+def _both_ways(tiles: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
+    """Return matrix @ tile @ matrix.T of tiles (..., 4, 4); a zero of it takes nothing, not even what is no number."""
+    for _ in range(2):
+        rows = [torch.stack([c * tiles[..., k, :] for k, c in enumerate(row) if c]).sum(0) for row in matrix]
+        tiles = torch.stack(rows, -1)  # the other way round
+    return tiles
 
 
 @_winograd_crops.register_fake

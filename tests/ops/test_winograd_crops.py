@@ -48,6 +48,7 @@ def test_many_tiles_and_channels(count: int) -> None:
     torch.testing.assert_close(made.double(), expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.skipif(not ops.conv_crops_is_native(), reason="PyTorch's matrix products round as they do")
 def test_it_rounds_little_further_than_the_library() -> None:
     draws = torch.Generator().manual_seed(1)
     x, weight = torch.randn(4, 512, 9, 9, generator=draws).relu(), torch.randn(64, 512, 3, 3, generator=draws)
