@@ -55,7 +55,7 @@ def winograd_crops(
 ) -> Tensor:
     """Convolve many small maps with 3 x 3 kernels: (K, C, h, w) -> (K, M, h - 2, w - 2), channels last; no gradient.
 
-    Tiles of 2 x 2 results take 16 products of each channel in place of 36, and round as well as these.
+    Tiles of 2 x 2 results take 16 products of each channel in place of 36. A layer rounds up to half as much further.
 
     Args:
         x: float32; channels last, otherwise it is copied.
