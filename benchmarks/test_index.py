@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,18 @@ from cnnviz.data.decoding import decoded
 from cnnviz.engines import build_index
 from cnnviz.index import nearest
 
-COUNT = 256
 WEIGHTS = {"mobilenet_v2": "DEFAULT", "resnet50": None}
-CASES = {f"{COUNT} photographs of 500 x 375 by {name}": name for name in WEIGHTS}
+COUNTS = {"mobilenet_v2": 1024, "resnet50": 256}
+CASES = {f"{count:,} photographs of 500 x 375 by {name}": name for name, count in COUNTS.items()}
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("photographs")
     picture = demo_picture().resize((500, 375))
-    for number in range(COUNT):
-        turned = ImageOps.autocontrast(picture.rotate(number / 8), cutoff=number % 5)
-        turned.save(place / f"{number:03}.jpg", quality=90)
+    for number in range(max(COUNTS.values())):
+        turned = ImageOps.autocontrast(picture.rotate(number / 32), cutoff=number % 5)
+        turned.save(place / f"{number:04}.jpg", quality=90)
     return place
 
 
@@ -35,12 +36,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_build(case: str, race: Any, device: str, photographs: Path, tmp_path: Path) -> None:
     name = CASES[case]
     model = cnnviz.load_model(None if WEIGHTS[name] else name, weights=WEIGHTS[name], device=device)
-    dataset = open_dataset(photographs)
+    everything = open_dataset(photographs)
+    dataset = replace(everything, items=everything.items[: COUNTS[name]])
     assert model.preprocess is not None
     prepare = model.preprocess.picture
     made = build_index(model, dataset, tmp_path / "first")
     size = made.recipe.batch
-    batches = [range(start, min(start + size, COUNT)) for start in range(0, COUNT, size)]
+    parts = range(made.recipe.parts(len(dataset)))
+    batches = [batch for part in parts for batch in made.recipe.batches(len(dataset), part)]
     x = model.prepare([open_image(item.read()) for item in dataset.items[:size]])
 
     def build() -> None:

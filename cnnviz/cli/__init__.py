@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import CnnvizError
+from ..heap import keep_freed_memory
 from ..registry import Selection, select
 from . import demo, evaluate, explain, index, info, layers, list_, report, train_style
 from .common import INTERRUPTED
@@ -61,6 +62,7 @@ def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
     debug = len(arguments) < len(sys.argv) - 1
+    keep_freed_memory()
     try:
         code = app(arguments, standalone_mode=False)
     except CnnvizError as error:

@@ -55,7 +55,7 @@ def build_index(
         restart: forget what an interrupted run left whose images were others.
         engine: "local", or "ray" for a Ray cluster (``pip install 'cnnviz[ray]'``), which this starts if there is none.
         workers: processes that decode images; with Ray, actors that decode and run the network.
-        memory: budget for a batch, in bytes or as "2GiB"; 1 GiB by default.
+        memory: budget for a batch, in bytes or as "2GiB"; 1 GiB by default. On a CPU two batches are looked at at once.
         progress: called with images done and their total; may raise to cancel.
 
     Returns:
@@ -82,15 +82,16 @@ def build_index(
     if engine not in ("local", "ray"):
         raise OptionError(f"engine: got {engine!r}, expected 'local' or 'ray'")
     dataset = images if isinstance(images, Dataset) else open_dataset(images)
+    known = survey(loaded.module, loaded.example())
     if add:
         if layer is not None:
             raise OptionError("layer: images are added with the layers that the index has; leave it out")
-        recipe = _of_more(loaded, Path(folder).expanduser(), len(dataset))
+        recipe = _of_more(known, Path(folder).expanduser(), len(dataset))
     else:
-        recipe = _recipe(loaded, layer, len(dataset), parse_memory(memory), top=top, thumbnail=thumbnail)
+        recipe = _recipe(loaded, known, layer, len(dataset), parse_memory(memory), top=top, thumbnail=thumbnail)
     with begin(folder, loaded, dataset, recipe, add=add, restart=restart) as job:
         try:
-            _run(job, loaded, engine, workers, progress or unwatched)
+            _run(job, loaded, known, engine, workers, progress or unwatched)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -100,12 +101,12 @@ def build_index(
     return Index(folder)
 
 
-def _run(job: Job, model: Model, engine: str, workers: int, progress: Progress) -> None:
+def _run(job: Job, model: Model, known: Survey, engine: str, workers: int, progress: Progress) -> None:
     missing = job.missing()
     if not missing:
         return
     if engine == "local":
-        run_local(job, model, missing, workers=workers, progress=progress)
+        run_local(job, model, known, missing, workers=workers, progress=progress)
         return
     from .on_ray import run_ray
 
@@ -113,9 +114,15 @@ def _run(job: Job, model: Model, engine: str, workers: int, progress: Progress) 
 
 
 def _recipe(
-    model: Model, layer: str | Sequence[str] | None, images: int, memory: int, *, top: int, thumbnail: int
+    model: Model,
+    known: Survey,
+    layer: str | Sequence[str] | None,
+    images: int,
+    memory: int,
+    *,
+    top: int,
+    thumbnail: int,
 ) -> Recipe:
-    known = survey(model.module, model.example())
     names = (layer,) if isinstance(layer, str) else tuple(layer or ())
     if not names and known.cam_layer is None:
         raise LayerError(f"no layer of {model.name} returns a map larger than 1 x 1; name one with layer=…")
@@ -129,12 +136,12 @@ def _recipe(
     return replace(made, exact=_exact(known, layers, images))
 
 
-def _of_more(model: Model, folder: Path, images: int) -> Recipe:
+def _of_more(known: Survey, folder: Path, images: int) -> Recipe:
     """Return how images are added to an index: as its own were made, but for what would grow too large."""
     manifest = read_manifest(folder)
     recipe = Recipe.from_json(manifest["recipe"])
     more = images + sum(told["images"] for told in manifest["parts"])
-    exact = _exact(survey(model.module, model.example()), recipe.layers, more)
+    exact = _exact(known, recipe.layers, more)
     return replace(recipe, exact=tuple(layer for layer in recipe.exact if layer in exact))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
 from ..data.decoding import decoded
 from ..errors import CnnvizError, InputError, reason
+from ..heap import keep_freed_memory
 from ..index import Job, Observer
 from ..models import Model
 from ..request import Progress
@@ -21,6 +23,7 @@ class _Actor:
     """Makes parts. What goes wrong is told in a column, so that no other part is lost."""
 
     def __init__(self, job: Job, model: Model) -> None:
+        keep_freed_memory()
         self._job = job
         self._observer = Observer(model, job.recipe)
         assert model.preprocess is not None
@@ -64,18 +67,22 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         # One block for each part, before and after the actors, so that a part is one task that can be done again.
-        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
-            _Actor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
-            num_gpus=1 if model.device.type == "cuda" else None,
-            fn_constructor_args=(job, model),
-            ray_remote_args_fn=lambda: {"max_restarts": _TRIALS, "max_task_retries": _TRIALS},
-        )
+        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+        with warnings.catch_warnings():
+            # There is no other way to say how often an actor is tried, and without a bound it is tried for ever.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            made = rows.map_batches(
+                _Actor,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=1,
+                num_gpus=1 if model.device.type == "cuda" else None,
+                fn_constructor_args=(job, model),
+                ray_remote_args_fn=lambda: {"max_restarts": _TRIALS, "max_task_retries": _TRIALS},
+            )
         wrong: list[str] = []
         progress(done, total)
-        for row in rows.iter_rows():
+        for row in made.iter_rows():
             wrong += [row["error"]] * bool(row["error"])
             done += sizes[row["part"]]
             progress(done, total)

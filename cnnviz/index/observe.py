@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Final
 
 import numpy
 import torch
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 from ..data.decoding import Decoded
 from ..errors import InputError, LayerError
 from ..models import Model, Survey, capture, know_calls, own_randomness, replicate, survey
+from .streams import in_order
 from .tally import Histogram, Strongest
+
+_MERGED: Final = 16  # batches whose strongest units are merged at once
 
 
 @dataclass(frozen=True)
@@ -87,22 +92,42 @@ def flat(maps: Any, layer: str) -> Tensor:
     raise LayerError(f"layer '{layer}' returns {told}, expected maps (N, C, h, w) or values (N, C); name another")
 
 
-class Observer:
-    """A network made ready to look at many images; for one thread."""
+@dataclass(frozen=True)
+class _Look:
+    """What the network makes of a batch: what is kept of each layer, and by name of each of its pictures."""
 
-    def __init__(self, model: Model, recipe: Recipe) -> None:
+    batch: list[Decoded]
+    shown: list[Decoded]
+    layers: list[_Seen] = field(default_factory=list)
+    made: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Observer:
+    """A network made ready to look at many images; for one thread, which on a CPU lets two others look."""
+
+    def __init__(self, model: Model, recipe: Recipe, known: Survey | None = None) -> None:
         self.model = model
         self.recipe = recipe
-        self._replica: nn.Module = replicate(model.module)
-        self._survey: Survey | None = None
+        known = known or survey(model.module, model.example())
+        self._draws = known.draws
+        self._streams = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
+        self._replicas: SimpleQueue[nn.Module] = SimpleQueue()  # one for each stream, whose passes may note things
+        for _ in range(self._streams):
+            replica = replicate(model.module)
+            know_calls(replica, known.counts if known.fixed else {})
+            self._replicas.put(replica)
 
-    def observe(self, batches: Iterable[list[Decoded]]) -> Observed:
+    def observe(self, batches: Iterable[list[Decoded]], looked_at: Callable[[int], None] = lambda _: None) -> Observed:
         """Return what the network makes of the images of a part.
 
         Of layer number l: ``features.l`` (n, C), its maps' means; ``strongest.l`` (k, C) and ``places.l`` (k, C, 3),
         see `Strongest`, whose images are rows of this part; ``bins.l`` and ``counts.l``, a packed `Histogram`;
         ``values.l`` (C, n · h · w) where they are kept. Of each image ``thumbnails`` (n, 3, side, side) uint8; where
         the network returns (N, K) scores ``predictions`` (n,) and ``probabilities`` (n,).
+
+        Args:
+            batches: the images of the part, taken as they are needed.
+            looked_at: called after each batch with the number of its images.
 
         Raises:
             InputError: the network returns values that are not finite, or pictures have different sizes.
@@ -111,36 +136,38 @@ class Observer:
         tallies = [_Tally(self.recipe, layer) for layer in self.recipe.layers]
         rows: list[dict[str, Tensor]] = []
         observed = Observed({})
-        for batch in batches:
-            pictures = [(image, image.picture) for image in batch if image.picture is not None]
-            observed.left_out.update({image.number: image.why for image in batch if image.picture is None})
-            if not pictures:
-                continue
-            if len({picture.shape for _, picture in pictures}) > 1:
-                raise InputError("pictures have different sizes after preprocessing; give a preprocessing that crops")
-            shown = torch.from_numpy(numpy.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)
-            maps, made = self._looked_at(shown, batch[0].number)
-            rows.append(made)
-            for tally, seen in zip(tallies, maps, strict=True):
-                tally.add(seen, len(observed.numbers))
-            observed.numbers.extend(image.number for image, _ in pictures)
-            observed.digests.extend(image.digest for image, _ in pictures)
+
+        def look(batch: list[Decoded]) -> _Look:
+            return self._look(batch, tallies)
+
+        # Closed whatever happens, so that nobody goes on looking.
+        with closing(in_order(look, batches, streams=self._streams)) as looks:
+            for one in looks:
+                first = len(observed.numbers)
+                observed.left_out.update({image.number: image.why for image in one.batch if image.picture is None})
+                if one.shown:
+                    rows.append(one.made)
+                    for tally, seen in zip(tallies, one.layers, strict=True):
+                        tally.add(seen, first)
+                    observed.numbers.extend(image.number for image in one.shown)
+                    observed.digests.extend(image.digest for image in one.shown)
+                looked_at(len(one.batch))
         if rows:
             observed.tensors.update({name: torch.cat([made[name] for made in rows]) for name in rows[0]})
             for number, tally in enumerate(tallies):
                 observed.tensors.update({f"{name}.{number}": tensor for name, tensor in tally.tensors().items()})
         return observed
 
-    def _looked_at(self, pictures: Tensor, first: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return the layers' maps of pictures, (n, 3, h, w) uint8, and what is kept of each; `first` is the first's."""
-        x = self.model.normalisation.normalise(pictures.float() / 255).to(self.model.device, self.model.dtype)
-        if self._survey is None:
-            self._survey = survey(self.model.module, x)
-            know_calls(self._replica, self._survey.counts if self._survey.fixed else {})
-        drawing = own_randomness(x.device, first) if self._survey.draws else nullcontext()
-        with torch.no_grad(), drawing, capture(self._replica, self.recipe.layers) as seen:
-            output = self._replica(x)
-        maps = [flat(values, layer) for layer, values in seen.values.items()]
+    def _look(self, batch: list[Decoded], tallies: list[_Tally]) -> _Look:
+        pictures = [(image, image.picture) for image in batch if image.picture is not None]
+        if not pictures:
+            return _Look(batch, [])
+        if len({picture.shape for _, picture in pictures}) > 1:
+            raise InputError("pictures have different sizes after preprocessing; give a preprocessing that crops")
+        shown = torch.from_numpy(numpy.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)
+        x = self.model.normalisation.normalise(shown.float() / 255).to(self.model.device, self.model.dtype)
+        first = batch[0].number
+        maps, output = self._passed(x, first)
         for layer, values in zip(self.recipe.layers, maps, strict=True):
             wrong = (~torch.isfinite(values.flatten(1))).any(1).nonzero()
             if len(wrong):
@@ -148,11 +175,23 @@ class Observer:
                     f"layer '{layer}' returns values that are not finite for image {first + int(wrong[0])} of the data "
                     "set; look at it and at the model's weights, or use a wider floating type"
                 )
-        made = {"thumbnails": thumbnails(pictures, self.recipe.thumbnail)}
+        made = {"thumbnails": thumbnails(shown, self.recipe.thumbnail)}
         if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1:
             best = output.float().softmax(1).max(1)
             made["predictions"], made["probabilities"] = best.indices.int().cpu(), best.values.cpu()
-        return maps, made
+        layers = [tally.look(values) for tally, values in zip(tallies, maps, strict=True)]
+        return _Look(batch, [image for image, _ in pictures], layers, made)
+
+    def _passed(self, x: Tensor, seed: int) -> tuple[list[Tensor], Any]:
+        """Return the layers' maps of network inputs, and what the network returns."""
+        replica = self._replicas.get()
+        drawing = own_randomness(x.device, seed) if self._draws else nullcontext()
+        try:
+            with torch.no_grad(), drawing, capture(replica, self.recipe.layers) as seen:
+                output = replica(x)
+        finally:
+            self._replicas.put(replica)
+        return [flat(values, layer) for layer, values in seen.values.items()], output
 
 
 def features_of(
@@ -168,6 +207,15 @@ def features_of(
     return tensors["thumbnails"].flatten(1) / 255 if pixels else tensors[f"features.{layer}"]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of one layer's maps of a batch."""
+
+    features: Tensor
+    strongest: Strongest
+    values: Tensor | None
+
+
 class _Tally:
     """What is kept of one layer."""
 
@@ -176,28 +224,36 @@ class _Tally:
         self._exact = layer in recipe.exact
         self._features: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._strongest: Strongest | None = None
+        self._strongest: list[Strongest] = []
         self._histogram: Histogram | None = None
+        self._counting = threading.Lock()
 
-    def add(self, maps: Tensor, first: int) -> None:
-        """Take in maps, (n, C, h, w), of rows that are numbered from `first`."""
-        self._features.append(maps.float().mean((2, 3)).cpu())
-        found = Strongest.of(maps, first)
-        self._strongest = Strongest.merged([self._strongest, found] if self._strongest else [found], self._top)
-        self._histogram = self._histogram or Histogram.none(maps.shape[1])
-        self._histogram.add(maps)
-        if self._exact:
-            self._values.append(maps.float().transpose(0, 1).flatten(1).cpu())
+    def look(self, maps: Tensor) -> _Seen:
+        """Count the values of maps, (n, C, h, w), in any order, in several threads, and return what `add` takes in."""
+        with self._counting:
+            self._histogram = self._histogram or Histogram.none(maps.shape[1])
+            self._histogram.add(maps)
+        values = maps.float().transpose(0, 1).flatten(1).cpu() if self._exact else None
+        return _Seen(maps.float().mean((2, 3)).cpu(), Strongest.of(maps, 0), values)
+
+    def add(self, seen: _Seen, first: int) -> None:
+        """Take in what `look` made of the next batch, whose rows are numbered from `first`."""
+        self._features.append(seen.features)
+        self._strongest.append(seen.strongest.shifted(first))
+        if len(self._strongest) == _MERGED:
+            self._strongest = [Strongest.merged(self._strongest, self._top)]
+        if seen.values is not None:
+            self._values.append(seen.values)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything by name."""
-        assert self._strongest is not None
         assert self._histogram is not None
+        strongest = Strongest.merged(self._strongest, self._top)
         bins, counts = self._histogram.packed()
         made = {
             "features": torch.cat(self._features),
-            "strongest": self._strongest.values,
-            "places": self._strongest.places,
+            "strongest": strongest.values,
+            "places": strongest.places,
             "bins": bins,
             "counts": counts,
         }

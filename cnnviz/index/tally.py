@@ -81,10 +81,8 @@ class Histogram:
 
     def add(self, maps: Tensor) -> None:
         """Count the values of maps, (N, C, h, w)."""
-        bins = _bins(maps).transpose(0, 1).flatten(1)
-        bins += torch.arange(len(bins), device=bins.device, dtype=bins.dtype)[:, None] * BINS
-        places = bins.flatten().to(self.counts.device, torch.long)
-        self.counts.view(-1).scatter_add_(0, places, torch.ones_like(places))
+        bins = _bins(maps).transpose(0, 1).flatten(1).to(self.counts.device, torch.long)
+        self.counts.scatter_add_(1, bins, torch.ones_like(bins))
 
     def quantile(self, q: float) -> Tensor:
         """Return the smallest value, (C,), that a share `q` of all values are no larger than.
