@@ -122,7 +122,7 @@ class Heatmap(Explanation):
         scores: (N,), the explained score of each sample, or None where nothing was scored.
         target: (N,) class indices, or None where the target is no class.
         errors: standard error of each value, where they were estimated from random draws and it was asked for.
-        draws: (N,), how many random draws each sample's values were estimated from.
+        draws: (N,), how many random draws, or windows, each sample's values were estimated from.
     """
 
     values: Tensor

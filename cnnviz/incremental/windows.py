@@ -39,6 +39,7 @@ class Sweeps(Protocol):
         """See `cnnviz.Request.once`."""
 
 
+Wanted = Callable[[Tensor], Tensor]
 Patches = Callable[[Tensor, tuple[int, int]], Tensor]
 """From the numbers of boxes of one size (height, width) to what is put into them, (k, C, height, width)."""
 
@@ -65,6 +66,7 @@ class Changes:
         at_most: int = _TOGETHER,
         share: tuple[float, float] = (0.0, 1.0),
         worth: float = 0.0,
+        wanted: Wanted | None = None,
     ) -> Tensor | None:
         """Return the score of the image with each box changed, (n,), running only what a change reaches.
 
@@ -74,6 +76,8 @@ class Changes:
             at_most: so many patches at once, as whole maps may have to be made of them.
             share: from where to where progress goes meanwhile, in [0, 1].
             worth: return None where whole images would take less than so many times as many multiplications.
+            wanted: from all scores, NaN where a box was not run yet, to the numbers of those to run next; none is the
+                end. A few that show what layers do for the others are run whatever it says. By default all are wanted.
 
         Raises:
             Unfollowed: the network does something that patches cannot be taken through.
@@ -88,7 +92,14 @@ class Changes:
                 return None
             run(self._batches(known[:middle] + known[middle + 1 :], together))
             run.surveying = False
-            run(request.once(("incremental", "batches", sample), lambda: run.remaining(together, whole.weights)))
+            survey = request.once(("incremental", "survey", sample), lambda: run.survey(whole.weights))
+            if wanted is None:
+                rest = run.missing(torch.arange(len(self.boxes)))
+                run(request.once(("incremental", "batches", sample), lambda: survey.grouped(self, rest, together)))
+                return run.scores()
+            run.shared = False  # another target may want others
+            while len(more := run.missing(wanted(run.scores()))):
+                run(survey.grouped(self, more, together))
         return run.scores()
 
     def _of_all_spans(self) -> list[int]:
@@ -120,12 +131,25 @@ class Changes:
         return batches(chosen, torch.unique(sizes, dim=0, return_inverse=True)[1], together)
 
 
+@dataclass(frozen=True)
+class _Survey:
+    """What layers did for some boxes."""
+
+    layers: Layers
+    seen: Tensor
+
+    def grouped(self, changes: Changes, numbers: Tensor, together: int) -> list[Tensor]:
+        """Return other boxes in batches, of so many at most, that suit the sizes which those came to."""
+        return grouped(changes.boxes, numbers, self.seen, self.layers, together)
+
+
 class _Run:
     """Runs boxes of an image batch by batch, and remembers the scores.
 
     Attributes:
         base: what the network makes of the image.
         surveying: whether what layers do for the boxes is noted.
+        shared: whether every target of the call has the same boxes run.
     """
 
     def __init__(self, changes: Changes, request: Sweeps, sample: int, share: tuple[float, float]) -> None:
@@ -137,6 +161,7 @@ class _Run:
         self._seen: list[Tensor] = []
         self._visits: list[list[Visit]] = []
         self.surveying = True
+        self.shared = True
 
     def __call__(self, batches: list[Tensor]) -> None:
         """Run batches of boxes, by their numbers."""
@@ -159,7 +184,7 @@ class _Run:
                 make,
                 len(order),
                 [self._sample] * len(order),
-                shared=True,
+                shared=self.shared,
                 share=(share[0], share[1]),
                 sizes=[len(batch) for batch in batches],
             )
@@ -187,23 +212,26 @@ class _Run:
             all_of += visit.products * len(sides) * math.prod(visit.size)
         return all_of / max(1.0, done)
 
-    def remaining(self, together: int, weights: int) -> list[Tensor]:
-        """Return all other boxes in batches that suit the sizes which those that were run came to.
+    def survey(self, weights: int) -> _Survey:
+        """Return what layers did for the boxes that were run.
 
         Args:
-            together: so many boxes at most make a batch.
             weights: how many numbers of weights each batch reads beside those of layers that patches go through.
         """
         weights += sum(visit.products for visit in self._visits[0])
         layers = Layers.of(self._visits, [len(numbers) for numbers in self._seen], weights)
-        seen = torch.cat(self._seen)
-        left = torch.ones(len(self._changes.boxes), dtype=torch.bool).index_fill_(0, seen, False).nonzero()[:, 0]
-        return grouped(self._changes.boxes, left, seen, layers, together)
+        return _Survey(layers, torch.cat(self._seen))
+
+    def missing(self, numbers: Tensor) -> Tensor:
+        """Return those of the boxes of these numbers that were not run, in order."""
+        left = torch.zeros(len(self._changes.boxes), dtype=torch.bool).index_fill_(0, numbers, True)
+        return left.index_fill_(0, torch.cat(self._order), False).nonzero()[:, 0]
 
     def scores(self) -> Tensor:
-        """Return the scores, in the boxes' order."""
+        """Return the scores, in the boxes' order, NaN where they were not run."""
         scores = torch.cat(self._scores)
-        return torch.empty_like(scores).index_copy_(0, torch.cat(self._order).to(scores.device), scores)
+        every = scores.new_full((len(self._changes.boxes),), torch.nan)
+        return every.index_copy_(0, torch.cat(self._order).to(scores.device), scores)
 
 
 @contextmanager

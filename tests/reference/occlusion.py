@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -57,3 +58,54 @@ def covered(image: Tensor, box: tuple[int, int, int, int], baseline: Tensor) -> 
             for x in range(left, right):
                 made[c, y, x] = cover[c, y, x]
     return torch.from_numpy(made)[None]
+
+
+def coarse_to_fine(
+    drops: Tensor, run: set[tuple[int, int]], steps: tuple[int, int], tolerance: float
+) -> tuple[Tensor, set[tuple[int, int]]]:
+    """Return (rows, columns) drops of which few are looked at, and which these are.
+
+    Every few windows are run; where the corners of a cell differ by more than the tolerance, a share of the range of
+    all that were run, those halfway are run too, and so on. What is not run is interpolated between corners.
+
+    Args:
+        drops: what running a window would give.
+        run: windows that are run anyway.
+        steps: from one of the first windows to the next, down and across.
+        tolerance: share of the range.
+    """
+    rows, columns = lattice(drops.shape[0], steps[0]), lattice(drops.shape[1], steps[1])
+    run = run | {(i, j) for i in rows for j in columns}
+    made = {(i, j): float(drops[i, j]) for i in rows for j in columns}
+    while max(steps) > 1:
+        looked_at = [float(drops[place]) for place in run]
+        enough = tolerance * (max(looked_at) - min(looked_at))
+        steps = max(1, steps[0] // 2), max(1, steps[1] // 2)
+        finer_rows, finer_columns = lattice(drops.shape[0], steps[0]), lattice(drops.shape[1], steps[1])
+        wanted, guessed = set(), {}
+        for top, bottom in cells(rows):
+            for left, right in cells(columns):
+                corners = [made[i, j] for i in (top, bottom) for j in (left, right)]
+                for i in (i for i in finer_rows if top <= i <= bottom):
+                    for j in (j for j in finer_columns if left <= j <= right):
+                        down = (i - top) / max(1, bottom - top)
+                        across = (j - left) / max(1, right - left)
+                        weights = [a * b for a in (1 - down, down) for b in (1 - across, across)]
+                        guessed[i, j] = sum(w * corner for w, corner in zip(weights, corners, strict=True))
+                        if max(corners) - min(corners) > enough:
+                            wanted.add((i, j))
+        run = run | wanted
+        made = {place: float(drops[place]) if place in run else value for place, value in guessed.items()}
+        rows, columns = finer_rows, finer_columns
+    filled = [[made[i, j] for j in range(drops.shape[1])] for i in range(drops.shape[0])]
+    return torch.tensor(filled, dtype=drops.dtype), run
+
+
+def lattice(count: int, step: int) -> list[int]:
+    """Return every so many of so many numbers, and the last."""
+    return sorted({*range(0, count, step), count - 1})
+
+
+def cells(numbers: list[int]) -> list[tuple[int, int]]:
+    """Return neighbours; of a single one itself twice."""
+    return list(itertools.pairwise(numbers)) or [(numbers[0], numbers[0])]

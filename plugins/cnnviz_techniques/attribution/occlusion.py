@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cnnviz import Baseline, Field, ModelError, OptionError, Options, Pair, Request, Technique, hookimpl
+from cnnviz import Baseline, Field, Heatmap, ModelError, OptionError, Options, Pair, Request, Technique, hookimpl
 from cnnviz.incremental import Changes, Unfollowed, cropped
 from cnnviz.ops import occlude
 
 _FEW = 16  # windows
 _WORTH_IT = 1.2  # times as many operations
+_APART = 4  # the first of the windows that a tolerance leaves out some of lie this share of a window apart
 
 
 class OcclusionOptions(Options):
@@ -29,16 +30,24 @@ class OcclusionOptions(Options):
         description="incremental recomputes only what a window changed, dense every covered image; the map is the "
         "same, and auto takes what computes less",
     )
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="run every few windows first, and those between them only where neighbours' drops differ by more "
+        "than this share of the drops' range; the others are interpolated. For strides well below the window",
+    )
 
 
-def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
+def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
     """Slide a window over the image and record how much the score drops.
 
     Signed, (N, C, H, W) -> (N, 1, H, W): at each pixel the mean, over the windows that cover it, of score(original) -
-    score(covered); 0 where none does. Zeiler & Fergus 2014, section 4.2.
+    score(covered); 0 where none does. Zeiler & Fergus 2014, section 4.2. With a tolerance, `draws` is the number of
+    windows that were run.
     """
     images = request.inputs
-    count, (height, width) = len(images), images.shape[2:]
+    height, width = images.shape[2:]
     if options.window[0] > height or options.window[1] > width:
         raise OptionError(
             f"option 'window' of 'occlusion': got {options.window}, expected at most the image's {(height, width)}"
@@ -47,52 +56,141 @@ def occlusion(request: Request, options: OcclusionOptions) -> Tensor:
     columns = _spans(width, options.window[1], options.stride[1])
     boxes = torch.tensor([(*row, *column) for row in rows for column in columns])
     cover = request.baseline(options.baseline)
+    windows = _Windows(boxes, len(rows), len(columns), options)
     request.base_scores()  # of the images as they were given, which are told beside the map
-    drops = _incremental(request, boxes, cover, options.method) if options.method != "dense" else None
+    drops = _incremental(request, windows, cover, options.method) if options.method != "dense" else None
     if drops is None:
-        drops = request.base_scores().double()[:, None] - _dense(request, boxes, cover).double()
-    return _mean_over_windows(drops.reshape(count, len(rows), len(columns)), rows, columns, (height, width)).to(images)
+        drops = _dense(request, windows, cover)
+    filled = torch.stack([windows.filled(one)[0] for one in drops])
+    return Heatmap(
+        values=_mean_over_windows(filled, rows, columns, (height, width)).to(images),
+        draws=None if options.tolerance is None else (~drops.isnan()).sum(1).cpu(),
+    )
 
 
-def _dense(request: Request, boxes: Tensor, cover: Tensor) -> Tensor:
-    """Return the score of each image with each window covered, (N, windows), by running all of them."""
-    images = request.inputs
-    owner = torch.arange(len(images)).repeat_interleave(len(boxes))
-    windows = torch.cat([owner[:, None], boxes.repeat(len(images), 1)], 1)
+class _Windows:
+    """The windows of an image, and which of them are run: all, or with a tolerance those that tell something."""
+
+    def __init__(self, boxes: Tensor, down: int, across: int, options: OcclusionOptions) -> None:
+        self.boxes, self.size, self.all_of_them = boxes, (down, across), options.tolerance is None
+        self._tolerance = options.tolerance or 0.0
+        self._steps = tuple(
+            1 if self.all_of_them else 2 ** max(1, int(math.log2(max(1, window / stride / _APART))))
+            for window, stride in zip(options.window, options.stride, strict=True)
+        )
+
+    def filled(self, drops: Tensor) -> tuple[Tensor, Tensor]:
+        """Return drops, (windows,), NaN where one was not run, without gaps as (rows, columns); and which to run next.
+
+        From coarse to fine: where the corners of a cell differ by more than the tolerance, those between are wanted.
+        """
+        grid, numbers = drops.reshape(self.size).cpu(), torch.arange(len(drops)).reshape(self.size)
+        known = drops[~drops.isnan()]
+        enough = self._tolerance * float(known.max() - known.min()) if len(known) else 0.0
+        steps = self._steps
+        axes = [_Axis(count, step) for count, step in zip(self.size, steps, strict=True)]
+        wanted = torch.ones(len(axes[0].at), len(axes[1].at), dtype=torch.bool)
+        made = torch.zeros_like(wanted, dtype=grid.dtype)
+        while True:
+            down, across = axes
+            run = grid[down.at][:, across.at]
+            made = torch.where(run.isnan(), made, run)
+            missing = numbers[down.at][:, across.at][wanted & run.isnan()]
+            if len(missing) or max(steps) == 1:
+                return made, missing
+            corners = torch.stack([made[i][:, j] for i in down.ends for j in across.ends])
+            steep = corners.amax(0) - corners.amin(0) > enough
+            steps = tuple(max(1, step // 2) for step in steps)
+            axes = [_Axis(count, step) for count, step in zip(self.size, steps, strict=True)]
+            wanted = down.cells(axes[0]) @ steep.double() @ across.cells(axes[1]).T > 0
+            made = down.between(axes[0]) @ made @ across.between(axes[1]).T
+
+
+class _Axis:
+    """Every few windows along one axis, and the last: `at` are their numbers, `ends` those of each cell's two in it."""
+
+    def __init__(self, count: int, step: int) -> None:
+        self.at = torch.tensor(sorted({*range(0, count, step), count - 1}))
+        first = torch.arange(max(1, len(self.at) - 1))
+        self.ends = first, (first + 1).clamp(max=len(self.at) - 1)
+
+    def cells(self, finer: _Axis) -> Tensor:
+        """Return which cells hold which windows of a finer axis, (finer, cells) of 0 and 1; ends belong to both."""
+        left, right = (self.at[end] for end in self.ends)
+        return ((left <= finer.at[:, None]) & (finer.at[:, None] <= right)).double()
+
+    def between(self, finer: _Axis) -> Tensor:
+        """Return the weights of linear interpolation at the windows of a finer axis, (finer, these)."""
+        steps = torch.eye(len(self.at), dtype=torch.double)
+        cell = (torch.searchsorted(self.at, finer.at) - 1).clamp(0, len(self.ends[0]) - 1)
+        left, right = (end[cell] for end in self.ends)
+        share = (finer.at - self.at[left]) / (self.at[right] - self.at[left]).clamp(min=1)
+        return steps[left] + share[:, None].double() * (steps[right] - steps[left])
+
+
+def _dense(request: Request, windows: _Windows, cover: Tensor) -> Tensor:
+    """Return how much each window takes from the score, (N, windows), by running whole covered images.
+
+    NaN where it was not run.
+    """
+    images, base = request.inputs, request.base_scores().double()
+    drops = base[:, None].new_full((len(images), len(windows.boxes)), torch.nan)
     channels_last = _channels_last(images)
+    done = 0
+    while True:
+        wanted = [windows.filled(one)[1] for one in drops]
+        numbers, count = torch.cat(wanted), sum(map(len, wanted))
+        if not count:
+            return drops
+        owner = torch.arange(len(images)).repeat_interleave(torch.tensor([len(one) for one in wanted]))
+        chosen = torch.cat([owner[:, None], windows.boxes[numbers]], 1)
 
-    def covered(start: int, stop: int) -> Tensor:
-        return occlude(images, windows[start:stop], cover, channels_last=channels_last)
+        def covered(start: int, stop: int, chosen: Tensor = chosen) -> Tensor:
+            return occlude(images, chosen[start:stop], cover, channels_last=channels_last)
 
-    return request.sweep(covered, len(windows), owner, shared=True).reshape(len(images), len(boxes))
+        share = done / drops.numel(), (done + count) / drops.numel()
+        # With a tolerance another target wants other windows.
+        scores = request.sweep(covered, count, owner, shared=windows.all_of_them, share=share).double()
+        owner, numbers = owner.to(drops.device), numbers.to(drops.device)
+        drops[owner, numbers] = base[owner] - scores
+        done += count
 
 
-def _incremental(request: Request, boxes: Tensor, cover: Tensor, method: str) -> Tensor | None:
+def _incremental(request: Request, windows: _Windows, cover: Tensor, method: str) -> Tensor | None:
     """Return how much each window takes from the score, (N, windows), by running only what it changed.
 
-    None where auto finds that this cannot be done, or is not worth it.
+    NaN where it was not run; None where auto finds that this cannot be done, or is not worth it.
     """
-    count, one = len(request.inputs), request.inputs[:1]
+    count, one, boxes = len(request.inputs), request.inputs[:1], windows.boxes
     # The image itself is an empty window, run in the same way: rounding must not show in differences.
     every = torch.cat([boxes, boxes.new_zeros(1, 4)])
     changes = [_covered(image[None], every, cover) for image in request.inputs]
+
+    def drops(scores: Tensor) -> Tensor:
+        return scores[-1].double() - scores[:-1].double()
+
     try:
         # What the network makes of an image is kept, and a few passes go by before it is known what is saved.
         if method == "auto" and (len(boxes) < _FEW or not request.fits(one)):
             return None
-        room, scores = request.room(one), []
+        room, found = request.room(one), []
         for i, image in enumerate(changes):
-            worth = _WORTH_IT if method == "auto" and i == 0 else 0.0
-            found = image.scores(request, i, at_most=room, share=(i / count, (i + 1) / count), worth=worth)
-            if found is None:
+            scores = image.scores(
+                request,
+                i,
+                at_most=room,
+                share=(i / count, (i + 1) / count),
+                worth=_WORTH_IT if method == "auto" and i == 0 else 0.0,
+                wanted=None if windows.all_of_them else lambda scores: windows.filled(drops(scores))[1],
+            )
+            if scores is None:
                 return None
-            scores.append(found.double())
+            found.append(drops(scores))
     except Unfollowed as error:
         if method == "auto":
             return None
         raise ModelError(f"option 'method': this network cannot be followed, since {error}; take 'auto'") from error
-    every_score = torch.stack(scores)
-    return every_score[:, -1:] - every_score[:, :-1]
+    return torch.stack(found)
 
 
 def _covered(image: Tensor, boxes: Tensor, cover: Tensor) -> Changes:

@@ -1,0 +1,141 @@
+"""With a tolerance few windows are run: the ones that the slow twin would run, with its map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+import cnnviz
+from cnnviz.data import demo_picture
+from tests.reference.occlusion import coarse_to_fine, occlusion
+from tests.techniques.networks import images, network
+
+
+class Brightness(nn.Module):
+    """Two classes: the sum of all pixels, and the sum weighed by how far right they lie."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        across = torch.linspace(-1, 1, x.shape[3]).to(x)
+        return torch.stack([x.flatten(1).sum(1), (x * across).flatten(1).sum(1)], 1)
+
+
+def explained(x: Tensor, model: Any = None, **arguments: Any) -> cnnviz.Heatmap:
+    made = cnnviz.explain(model or Brightness(), x, "occlusion", **arguments)
+    assert isinstance(made, cnnviz.Heatmap)
+    return made
+
+
+def smooth(height: int, width: int, seed: int) -> Tensor:
+    coarse = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(8, 40),
+    width=st.integers(8, 40),
+    window=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    tolerance=st.floats(0.001, 0.9),
+    seed=st.integers(0, 9),
+)
+def test_the_twin_runs_the_same_windows(
+    height: int, width: int, window: tuple[int, int], stride: tuple[int, int], tolerance: float, seed: int
+) -> None:
+    x = smooth(height, width, seed)
+    made = explained(x, window=window, stride=stride, target=0, tolerance=tolerance, method="dense")
+
+    # A window's drop is the sum of what it covers, so what the twin looks at is known.
+    counts = [-(-(size - side) // step) + 1 for size, side, step in zip((height, width), window, stride, strict=True)]
+    drops = torch.tensor(
+        [
+            [
+                float(
+                    x[0, 0, i * stride[0] : i * stride[0] + window[0], j * stride[1] : j * stride[1] + window[1]].sum()
+                )
+                for j in range(counts[1])
+            ]
+            for i in range(counts[0])
+        ],
+        dtype=torch.float64,
+    )
+    steps = tuple(4 if side / step >= 16 else 2 for side, step in zip(window, stride, strict=True))
+    filled, run = coarse_to_fine(drops, set(), (steps[0], steps[1]), tolerance)
+    assert made.draws is not None
+    # Corners that differ by as much as the tolerance allows may fall to either side.
+    assert abs(int(made.draws[0]) - len(run)) <= 0.02 * drops.numel() + 1
+    if int(made.draws[0]) == len(run):
+        expected = spread(filled, window, stride, (height, width))
+        assert float((made.values[0, 0] - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
+
+
+def spread(drops: Tensor, window: tuple[int, int], stride: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return the mean of the drops of the windows that cover each pixel."""
+    total, covering = torch.zeros(size, dtype=drops.dtype), torch.zeros(size)
+    for i, row in enumerate(drops):
+        for j, drop in enumerate(row):
+            box = slice(i * stride[0], i * stride[0] + window[0]), slice(j * stride[1], j * stride[1] + window[1])
+            total[box] += drop
+            covering[box] += 1
+    return total / covering.clamp(min=1)
+
+
+@pytest.mark.parametrize("method", ["dense", "incremental"])
+def test_no_tolerance_to_speak_of_gives_the_exact_map(method: str) -> None:
+    x, net = images(torch.float64), network("resnet18", torch.float64)
+    given = {"window": 16, "stride": 8, "target": [3, 7], "method": method}
+    exact, made = explained(x, net, **given), explained(x, net, tolerance=1e-12, **given)
+    assert exact.draws is None
+    assert made.draws is not None
+    assert float((made.values - exact.values).abs().max()) <= 1e-9 * float(exact.values.abs().max())
+
+
+def test_a_plane_needs_the_first_windows_alone() -> None:
+    """Between the corners of a plane, interpolation is exact; the tolerance is large enough for it not to look."""
+    x = torch.arange(32.0, dtype=torch.float64).expand(1, 1, 32, 32)
+    made = explained(x, window=8, stride=1, target=0, tolerance=0.5)
+    expected = occlusion(lambda image, _: image.sum(), x, (8, 8), (1, 1), torch.zeros(1, 32, 32))
+    assert float((made.values - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
+    assert made.draws is not None
+    assert made.draws.tolist() == [13 * 13], "of 25 x 25 every second"
+
+
+@pytest.mark.parametrize("method", ["dense", "incremental"])
+def test_each_target_and_image_runs_its_own(method: str) -> None:
+    x, net = images(torch.float64, count=2), network("resnet18", torch.float64)
+    given: dict[str, Any] = {"window": 16, "stride": 4, "tolerance": 0.2, "method": method}
+    together = explained(x, net, target=[[3, 7], [5, 2]], **given)
+    assert together.draws is not None
+    for row, (i, target) in enumerate([(0, 3), (0, 7), (1, 5), (1, 2)]):
+        alone = explained(x[i : i + 1], net, target=target, **given)
+        difference = (together.values[row] - alone.values[0]).abs().max()
+        assert float(difference) <= 1e-9 * float(alone.values.abs().max())
+        assert alone.draws is not None
+        assert together.draws[row] == alone.draws[0] < 13 * 13
+
+
+@pytest.mark.parametrize("method", ["auto", "dense", "incremental"])
+def test_a_photograph_is_nearly_as_it_was_for_a_fraction_of_the_windows(method: str) -> None:
+    model, cat = cnnviz.load_model(), demo_picture()
+    x = model.prepare([cat])
+    given = {"window": 48, "stride": 8, "target": 285}
+    exact, made = explained(x, model, **given), explained(x, model, tolerance=0.3, method=method, **given)
+    expected = exact.values[0, 0].numpy()
+    alike = structural_similarity(
+        made.values[0, 0].numpy(), expected, data_range=float(expected.max() - expected.min()), gaussian_weights=True
+    )
+    assert made.draws is not None
+    assert int(made.draws[0]) < 23 * 23 / 2
+    assert alike > 0.9
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, -0.5, "much"])
+def test_no_share(tolerance: Any) -> None:
+    with pytest.raises(cnnviz.OptionError, match="tolerance"):
+        explained(smooth(16, 16, 0), window=8, stride=4, tolerance=tolerance)
