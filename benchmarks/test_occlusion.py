@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load_file
+from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 import cnnviz
+from cnnviz.data import demo_picture
 
 CLASS = 3
 NAMES = (
@@ -22,6 +27,15 @@ CASES = {f"{name}, 224 px, window-16, stride-{stride}": (name, stride) for strid
 AT_ONCE = (1, 2, 4, 8, 16, 32)
 
 
+APPROXIMATE = {"resnet50": (48, 3), "vgg16": (32, 4)}
+"""Window and stride: it is for windows that lie close."""
+ROUGHLY = {
+    f"{name}, a photograph, window-{window}, stride-{stride}, tolerance 0.9": name
+    for name, (window, stride) in APPROXIMATE.items()
+}
+DATA = Path(os.environ.get("CNNVIZ_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
 @functools.cache
 def network(name: str, device: str) -> nn.Module:
     torch.manual_seed(0)
@@ -29,12 +43,35 @@ def network(name: str, device: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, **extra).eval().to(device)
 
 
-def by_captum(net: nn.Module, x: Tensor, stride: int, at_once: int) -> Tensor:
+def trained(name: str) -> tuple[nn.Module, cnnviz.Preprocess]:
+    """Return a network that was trained on ImageNet, VGG-16 without its classifier, and its preprocessing."""
+    if name == "vgg16":
+        net = nn.Sequential(torchvision.models.vgg16(weights=None).features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        net[0].load_state_dict(_weights("vgg16_features"))
+        return net.eval(), cnnviz.Preprocess(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    net = torchvision.models.resnet50(weights=None)
+    for stage in (net.layer2, net.layer3, net.layer4):  # as Keras has it
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3
+    net.load_state_dict(_weights("resnet50_keras"))
+    return net.eval(), cnnviz.Preprocess(256, (224, 224), (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    path = DATA / "weights" / f"{name}.safetensors"
+    if not path.exists():
+        pytest.skip(f"no {path}; set CNNVIZ_TEST_DATA to the folder that holds trained weights")
+    return {key: value.float() for key, value in load_file(path).items()}
+
+
+def by_captum(net: nn.Module, x: Tensor, stride: int, at_once: int, *, window: int = 16, target: int = CLASS) -> Tensor:
     with torch.no_grad():
         return captum.attr.Occlusion(net).attribute(
             x,
-            target=CLASS,
-            sliding_window_shapes=(3, 16, 16),
+            target=target,
+            sliding_window_shapes=(3, window, window),
             strides=(3, stride, stride),
             baselines=0,
             perturbations_per_eval=at_once,
@@ -57,6 +94,36 @@ def test_occlusion(case: str, race: Any, device: str) -> None:
             "every covered image (dense)": lambda: ours["dense"](x, CLASS),
             f"captum, {best} at once": lambda: by_captum(net, x, stride, best),
         },
+    )
+
+
+@pytest.mark.parametrize("case", ROUGHLY)
+def test_approximate(case: str, race: Any, device: str) -> None:
+    name = ROUGHLY[case]
+    if race.quick:
+        pytest.skip("takes minutes")
+    (window, stride), (net, units) = APPROXIMATE[name], trained(name)
+    model = cnnviz.load_model(net, preprocess=units, device=device)
+    x = model.prepare([demo_picture()])
+    with torch.no_grad():
+        target = int(net(x)[0].argmax())
+    exact, roughly = (
+        cnnviz.Explainer(model, "occlusion", window=window, stride=stride, tolerance=tolerance)
+        for tolerance in (None, 0.9)
+    )
+    expected, made = exact(x, target).values[0, 0].cpu().numpy(), roughly(x, target)
+    alike = structural_similarity(
+        made.values[0, 0].cpu().numpy(),
+        expected,
+        data_range=float(expected.max() - expected.min()),
+        gaussian_weights=True,
+    )
+    race.rounds, race.warm, race.prepared = 2, 0, False
+    best = _fastest(net, x)
+    race.case += f", {int(made.draws[0]):,} windows run, SSIM {alike:.3f}"
+    race(
+        lambda: roughly(x, target),
+        {f"captum, {best} at once": lambda: by_captum(net, x, stride, best, window=window, target=target)},
     )
 
 

@@ -40,6 +40,8 @@ class Sweeps(Protocol):
 
 
 Wanted = Callable[[Tensor], Tensor]
+"""From all scores, NaN where a box was not run, to the numbers of boxes."""
+
 Patches = Callable[[Tensor, tuple[int, int]], Tensor]
 """From the numbers of boxes of one size (height, width) to what is put into them, (k, C, height, width)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_plane_needs_the_first_windows_alone() -> None:
 @pytest.mark.parametrize("method", ["dense", "incremental"])
 def test_each_target_and_image_runs_its_own(method: str) -> None:
     x, net = images(torch.float64, count=2), network("resnet18", torch.float64)
-    given: dict[str, Any] = {"window": 16, "stride": 4, "tolerance": 0.2, "method": method}
+    given: dict[str, Any] = {"window": 24, "stride": 5, "tolerance": 0.5, "method": method}
     together = explained(x, net, target=[[3, 7], [5, 2]], **given)
     assert together.draws is not None
     for row, (i, target) in enumerate([(0, 3), (0, 7), (1, 5), (1, 2)]):
@@ -117,16 +118,19 @@ def test_each_target_and_image_runs_its_own(method: str) -> None:
         difference = (together.values[row] - alone.values[0]).abs().max()
         assert float(difference) <= 1e-9 * float(alone.values.abs().max())
         assert alone.draws is not None
-        assert together.draws[row] == alone.draws[0] < 13 * 13
+        assert together.draws[row] == alone.draws[0] < 9 * 9
 
 
-@pytest.mark.parametrize("method", ["auto", "dense", "incremental"])
+@functools.cache
+def cat(tolerance: float | None, method: str) -> cnnviz.Heatmap:
+    model = cnnviz.load_model()
+    x = model.prepare([demo_picture()])
+    return explained(x, model, window=48, stride=8, target=285, tolerance=tolerance, method=method)
+
+
+@pytest.mark.parametrize("method", ["dense", "incremental"])
 def test_a_photograph_is_nearly_as_it_was_for_a_fraction_of_the_windows(method: str) -> None:
-    model, cat = cnnviz.load_model(), demo_picture()
-    x = model.prepare([cat])
-    given = {"window": 48, "stride": 8, "target": 285}
-    exact, made = explained(x, model, **given), explained(x, model, tolerance=0.3, method=method, **given)
-    expected = exact.values[0, 0].numpy()
+    made, expected = cat(0.3, method), cat(None, "auto").values[0, 0].numpy()
     alike = structural_similarity(
         made.values[0, 0].numpy(), expected, data_range=float(expected.max() - expected.min()), gaussian_weights=True
     )
