@@ -140,6 +140,7 @@ def test_flags_reach_the_options(run: Run, photo: str) -> None:
         "baseline": [0.1, 0.2, 0.3],
         "method": "auto",
         "stride": [64, 64],
+        "tolerance": None,
         "window": [64, 48],
     }
     told = json.loads(
