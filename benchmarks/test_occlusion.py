@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
 import torchvision
-from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 import cnnviz
 from cnnviz.data import demo_picture
+from tests.trained import data_folder, resnet50_of_keras, vgg16_features
 
 CLASS = 3
 NAMES = (
@@ -33,7 +32,6 @@ ROUGHLY = {
     f"{name}, a photograph, window-{window}, stride-{stride}, tolerance 0.9": name
     for name, (window, stride) in APPROXIMATE.items()
 }
-DATA = Path(os.environ.get("CNNVIZ_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @functools.cache
@@ -43,27 +41,15 @@ def network(name: str, device: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, **extra).eval().to(device)
 
 
-def trained(name: str) -> tuple[nn.Module, cnnviz.Preprocess]:
-    """Return a network that was trained on ImageNet, VGG-16 without its classifier, and its preprocessing."""
-    if name == "vgg16":
-        net = nn.Sequential(torchvision.models.vgg16(weights=None).features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        net[0].load_state_dict(_weights("vgg16_features"))
-        return net.eval(), cnnviz.Preprocess(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    net = torchvision.models.resnet50(weights=None)
-    for stage in (net.layer2, net.layer3, net.layer4):  # as Keras has it
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3
-    net.load_state_dict(_weights("resnet50_keras"))
-    return net.eval(), cnnviz.Preprocess(256, (224, 224), (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
-
-
-def _weights(name: str) -> dict[str, Tensor]:
-    path = DATA / "weights" / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip(f"no {path}; set CNNVIZ_TEST_DATA to the folder that holds trained weights")
-    return {key: value.float() for key, value in load_file(path).items()}
+def trained(name: str, device: str) -> cnnviz.Model:
+    """Return a network that was trained on ImageNet, VGG-16 without its classifier."""
+    if name == "resnet50":
+        net, units = resnet50_of_keras(data_folder())
+    else:
+        features, units = vgg16_features(data_folder())
+        net = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        units = replace(units, resize=256, crop=(224, 224))
+    return cnnviz.load_model(net.to(device), preprocess=units)
 
 
 def by_captum(net: nn.Module, x: Tensor, stride: int, at_once: int, *, window: int = 16, target: int = CLASS) -> Tensor:
@@ -102,9 +88,8 @@ def test_approximate(case: str, race: Any, device: str) -> None:
     name = ROUGHLY[case]
     if race.quick:
         pytest.skip("takes minutes")
-    (window, stride), (net, units) = APPROXIMATE[name], trained(name)
-    model = cnnviz.load_model(net, preprocess=units, device=device)
-    x = model.prepare([demo_picture()])
+    (window, stride), model = APPROXIMATE[name], trained(name, device)
+    net, x = model.module, model.prepare([demo_picture()])
     with torch.no_grad():
         target = int(net(x)[0].argmax())
     exact, roughly = (

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import numpy
@@ -108,14 +108,9 @@ class Observer:
     def __init__(self, model: Model, recipe: Recipe, known: Survey | None = None) -> None:
         self.model = model
         self.recipe = recipe
-        known = known or survey(model.module, model.example())
-        self._draws = known.draws
+        self._known = known or survey(model.module, model.example())
         self._streams = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
-        self._replicas: SimpleQueue[nn.Module] = SimpleQueue()  # one for each stream, whose passes may note things
-        for _ in range(self._streams):
-            replica = replicate(model.module)
-            know_calls(replica, known.counts if known.fixed else {})
-            self._replicas.put(replica)
+        self._idle: SimpleQueue[nn.Module] = SimpleQueue()  # replicas: passes at once may note things on them
 
     def observe(self, batches: Iterable[list[Decoded]], looked_at: Callable[[int], None] = lambda _: None) -> Observed:
         """Return what the network makes of the images of a part.
@@ -184,14 +179,23 @@ class Observer:
 
     def _passed(self, x: Tensor, seed: int) -> tuple[list[Tensor], Any]:
         """Return the layers' maps of network inputs, and what the network returns."""
-        replica = self._replicas.get()
-        drawing = own_randomness(x.device, seed) if self._draws else nullcontext()
+        replica = self._replica()
+        drawing = own_randomness(x.device, seed) if self._known.draws else nullcontext()
         try:
             with torch.no_grad(), drawing, capture(replica, self.recipe.layers) as seen:
                 output = replica(x)
         finally:
-            self._replicas.put(replica)
+            self._idle.put(replica)
         return [flat(values, layer) for layer, values in seen.values.items()], output
+
+    def _replica(self) -> nn.Module:
+        """Return a replica that nobody uses."""
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            made = replicate(self.model.module)
+            know_calls(made, self._known.counts if self._known.fixed else {})
+            return made
 
 
 def features_of(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import cnnviz
 from cnnviz.data import demo_picture
 from tests.techniques.networks import SIZE, images, network
+from tests.trained import resnet50_of_keras
 
 
 def both(model: Any, x: Any, **given: Any) -> tuple[Tensor, Tensor]:
@@ -227,18 +228,8 @@ def test_auto_takes_what_computes_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_real_resnet(data: Path) -> None:
     """Trained weights with strides in other places, and another epsilon."""
-    import torchvision
-    from safetensors.torch import load_file
-
-    net = torchvision.models.resnet50(weights=None)
-    for stage in (net.layer2, net.layer3, net.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3
-    net.load_state_dict({k: v.float() for k, v in load_file(data / "weights" / "resnet50_keras.safetensors").items()})
-    units = cnnviz.Preprocess(256, (224, 224), (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
-    model = cnnviz.load_model(net.eval(), preprocess=units)
+    net, units = resnet50_of_keras(data)
+    model = cnnviz.load_model(net, preprocess=units)
     incremental, dense = both(model, data / "images" / "chelsea.png", window=64, stride=56)
     assert float((incremental - dense).abs().max()) <= 1e-4 * float(dense.abs().max())
     best = incremental[0, 0].argmax()

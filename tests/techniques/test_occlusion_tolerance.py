@@ -14,20 +14,15 @@ from torch import Tensor, nn
 
 import cnnviz
 from cnnviz.data import demo_picture
-from tests.reference.occlusion import coarse_to_fine, occlusion
+from tests.reference.occlusion import coarse_to_fine, occlusion, windows
 from tests.techniques.networks import images, network
+from tests.techniques.test_occlusion import Sum
 
-
-class Brightness(nn.Module):
-    """Two classes: the sum of all pixels, and the sum weighed by how far right they lie."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        across = torch.linspace(-1, 1, x.shape[3]).to(x)
-        return torch.stack([x.flatten(1).sum(1), (x * across).flatten(1).sum(1)], 1)
+Span = tuple[int, int]
 
 
 def explained(x: Tensor, model: Any = None, **arguments: Any) -> cnnviz.Heatmap:
-    made = cnnviz.explain(model or Brightness(), x, "occlusion", **arguments)
+    made = cnnviz.explain(model or Sum(), x, "occlusion", **arguments)
     assert isinstance(made, cnnviz.Heatmap)
     return made
 
@@ -53,18 +48,9 @@ def test_the_twin_runs_the_same_windows(
     made = explained(x, window=window, stride=stride, target=0, tolerance=tolerance, method="dense")
 
     # A window's drop is the sum of what it covers, so what the twin looks at is known.
-    counts = [-(-(size - side) // step) + 1 for size, side, step in zip((height, width), window, stride, strict=True)]
+    rows, columns = windows(height, window[0], stride[0]), windows(width, window[1], stride[1])
     drops = torch.tensor(
-        [
-            [
-                float(
-                    x[0, 0, i * stride[0] : i * stride[0] + window[0], j * stride[1] : j * stride[1] + window[1]].sum()
-                )
-                for j in range(counts[1])
-            ]
-            for i in range(counts[0])
-        ],
-        dtype=torch.float64,
+        [[float(x[0, 0, slice(*row), slice(*column)].sum()) for column in columns] for row in rows], dtype=torch.float64
     )
     steps = tuple(4 if side / step >= 16 else 2 for side, step in zip(window, stride, strict=True))
     filled, run = coarse_to_fine(drops, set(), (steps[0], steps[1]), tolerance)
@@ -72,18 +58,17 @@ def test_the_twin_runs_the_same_windows(
     # Corners that differ by as much as the tolerance allows may fall to either side.
     assert abs(int(made.draws[0]) - len(run)) <= 0.02 * drops.numel() + 1
     if int(made.draws[0]) == len(run):
-        expected = spread(filled, window, stride, (height, width))
+        expected = spread(filled, rows, columns, (height, width))
         assert float((made.values[0, 0] - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
 
 
-def spread(drops: Tensor, window: tuple[int, int], stride: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def spread(drops: Tensor, rows: list[Span], columns: list[Span], size: tuple[int, int]) -> Tensor:
     """Return the mean of the drops of the windows that cover each pixel."""
     total, covering = torch.zeros(size, dtype=drops.dtype), torch.zeros(size)
-    for i, row in enumerate(drops):
-        for j, drop in enumerate(row):
-            box = slice(i * stride[0], i * stride[0] + window[0]), slice(j * stride[1], j * stride[1] + window[1])
-            total[box] += drop
-            covering[box] += 1
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            total[slice(*row), slice(*column)] += drops[i, j]
+            covering[slice(*row), slice(*column)] += 1
     return total / covering.clamp(min=1)
 
 

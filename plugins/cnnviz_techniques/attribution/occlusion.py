@@ -14,7 +14,7 @@ from cnnviz.ops import occlude
 
 _FEW = 16  # windows
 _WORTH_IT = 1.2  # times as many operations
-_APART = 4  # the first of the windows that a tolerance leaves out some of lie this share of a window apart
+_APART = 4  # with a tolerance the first windows lie at most about a fourth of a window apart
 
 
 class OcclusionOptions(Options):
