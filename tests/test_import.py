@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
+
+import pytest
+
+import cnnviz
 
 HEAVY = (
     "torchvision",
@@ -33,16 +36,18 @@ def test_listing_techniques_imports_no_plugin() -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
-def test_import_takes_a_fifth_of_a_second_more_than_torch() -> None:
-    """The best of many processes by `-X importtime`: what a busy machine adds, at times for minutes, is not ours."""
-    extra: list[float] = []
-    while len(extra) < 50 and (not extra or min(extra) > 0.2):
-        extra.append(_extra_seconds())
-    assert min(extra) <= 0.2, extra
+def test_import_takes_next_to_nothing_until_something_is_asked_for() -> None:
+    """Not even torch is loaded: what follows is torch's own import and what the name asked for stands on."""
+    code = "import sys, cnnviz; print([name for name in ('torch', 'numpy', 'PIL', 'pydantic') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
-def _extra_seconds() -> float:
-    command = [sys.executable, "-X", "importtime", "-c", "import cnnviz"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    found = {name: int(time) for time, name in re.findall(r"\|\s+(\d+) \| +(\S+)$", told, flags=re.MULTILINE)}
-    return (found["cnnviz"] - found["torch"]) / 1e6
+def test_every_public_name_is_there_however_it_is_reached() -> None:
+    names: dict[str, object] = {}
+    exec("from cnnviz import *", names)
+    assert set(cnnviz.__all__) <= names.keys()
+    assert set(cnnviz.__all__) <= set(dir(cnnviz))
+    assert all(names[name] is getattr(cnnviz, name) for name in cnnviz.__all__)
+    with pytest.raises(AttributeError, match="Explainr"):
+        _ = cnnviz.Explainr
