@@ -22,7 +22,7 @@ from .explanation import Explanation, Gallery, Heatmap, Neighbours, Projection, 
 from .hookspecs import hookimpl
 from .metric import Case, Measurement, Metric
 from .models import Layer, Model, Preprocess, ReceptiveField, capture, layers, load_model, relu_rule
-from .options import Baseline, Field, ImageOption, ImagesOption, Options, Pair
+from .options import Baseline, Field, ImageOption, ImagesOption, Options, Pair, Perturbation
 from .registry import techniques
 from .request import Request
 from .targets import channel, direction, neuron, top
@@ -51,6 +51,7 @@ __all__ = [
     "OptionError",
     "Options",
     "Pair",
+    "Perturbation",
     "PluginError",
     "Preprocess",
     "Projection",

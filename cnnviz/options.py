@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
 
@@ -16,14 +17,15 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    PlainSerializer,
     PydanticUserError,
     ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic import Field as Field  # noqa: PLC0414  # public here
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticSerializationUnexpectedValue, core_schema
 from torch import Tensor
 
 from .data import find_images, open_image
@@ -130,7 +132,7 @@ class ImageOption:
         return core_schema.json_or_python_schema(
             python_schema=core_schema.no_info_plain_validator_function(cls._from_python),
             json_schema=core_schema.no_info_after_validator_function(cls._from_base64, core_schema.str_schema()),
-            serialization=core_schema.plain_serializer_function_ser_schema(repr, when_used="json"),
+            serialization=core_schema.plain_serializer_function_ser_schema(_image_told, when_used="json"),
         )
 
     @classmethod
@@ -154,6 +156,12 @@ class ImageOption:
             return cls._from_python(base64.b64decode(value, validate=True))
         except binascii.Error as error:
             raise PydanticCustomError("image", "expected an image file in base64") from error
+
+
+def _image_told(value: Any) -> str:
+    if not isinstance(value, ImageOption):  # of the option's other types, one after this
+        raise PydanticSerializationUnexpectedValue("no image")
+    return repr(value)
 
 
 def _images(value: Any) -> Any:
@@ -191,6 +199,22 @@ def _number_or_numbers(value: Any) -> Any:
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 Baseline = Annotated[_Number | tuple[_Number, ...] | ImageOption, BeforeValidator(_number_or_numbers)]
 """What stands for "nothing to see": a number, a number for each channel, or an image; see `Request.baseline`."""
+
+
+def _named(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+Perturbation = SkipJsonSchema[
+    Annotated[Callable[[Tensor, Tensor], Tensor], PlainSerializer(_named, return_type=str, when_used="json")]
+]
+"""An option whose value is a function that changes boxes of an image; given in Python alone.
+
+It takes a copy of an image (1, C, H, W) and boxes (k, 4) of one size, int64 on the CPU: top, bottom, left and right,
+the bottom and the right exclusive. It returns what is put into them, (k, C, bottom - top, right - left), of the image's
+dtype and device; for the same box always the same, however boxes are put together.
+"""
 
 
 def check_seed(seed: Any) -> int:

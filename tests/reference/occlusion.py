@@ -22,13 +22,20 @@ def windows(size: int, window: int, stride: int) -> list[tuple[int, int]]:
 Score = Callable[[Tensor, int], Tensor]
 """From one image (1, C, H, W) and its number to its score."""
 
+Box = tuple[int, int, int, int]
+"""Top, bottom, left and right; the bottom and the right exclusive."""
+
+Cover = Callable[[Tensor, Box], Tensor]
+"""From an image (C, H, W) and a box to a picture (C, H, W), of which what lies in the box is taken."""
+
 
 def occlusion(
-    score: Score, images: Tensor, window: tuple[int, int], stride: tuple[int, int], baseline: Tensor
+    score: Score, images: Tensor, window: tuple[int, int], stride: tuple[int, int], baseline: Tensor | Cover
 ) -> Tensor:
     """Return the mean drop over the windows that cover a pixel, 0 where none does: (N, C, H, W) -> (N, 1, H, W).
 
-    `window` and `stride` are (height, width); `baseline` (C, H, W) is what stands in a covered pixel's place.
+    `window` and `stride` are (height, width); `baseline` (C, H, W), or what it returns, stands in a covered pixel's
+    place.
     """
     count, _, height, width = images.shape
     heat = torch.zeros(count, 1, height, width, dtype=images.dtype)
@@ -38,7 +45,9 @@ def occlusion(
         original = float(score(images[n : n + 1].clone(), n))
         for top, bottom in windows(height, window[0], stride[0]):
             for left, right in windows(width, window[1], stride[1]):
-                drop = original - float(score(covered(images[n], (top, bottom, left, right), baseline), n))
+                box = (top, bottom, left, right)
+                cover = baseline if isinstance(baseline, Tensor) else baseline(images[n], box)
+                drop = original - float(score(covered(images[n], box, cover), n))
                 for y in range(top, bottom):
                     for x in range(left, right):
                         total[y][x] += drop
@@ -49,7 +58,7 @@ def occlusion(
     return heat
 
 
-def covered(image: Tensor, box: tuple[int, int, int, int], baseline: Tensor) -> Tensor:
+def covered(image: Tensor, box: Box, baseline: Tensor) -> Tensor:
     """Return the image (1, C, H, W) with the baseline in one window, pixel by pixel."""
     made, cover = image.numpy().copy(), baseline.numpy()
     top, bottom, left, right = box

@@ -8,9 +8,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cnnviz import Baseline, Field, Heatmap, ModelError, OptionError, Options, Pair, Request, Technique, hookimpl
-from cnnviz.incremental import Changes, Unfollowed, cropped
-from cnnviz.ops import occlude
+from cnnviz import (
+    Baseline,
+    Field,
+    Heatmap,
+    ModelError,
+    OptionError,
+    Options,
+    Pair,
+    Perturbation,
+    Request,
+    Technique,
+    hookimpl,
+)
+from cnnviz.incremental import Changes, Unfollowed
+
+from .covers import Cover
 
 _FEW = 16  # windows
 _WORTH_IT = 1.2  # times as many operations
@@ -22,8 +35,11 @@ class OcclusionOptions(Options):
 
     window: Pair = Field(32, description="height and width of the window in pixels, at most the image's")
     stride: Pair = Field(8, description="step between windows in pixels")
-    baseline: Baseline = Field(
-        0.0, description="what covers: a number, one per channel, or an image, in the units of the model's input"
+    baseline: Literal["blur", "noise", "inpaint"] | Baseline | Perturbation = Field(
+        0.0,
+        description="what covers: a number, one per channel, or an image, in the units of the model's input; the image "
+        "itself, blurred by half a window; noise of its mean and deviation; inpaint, from just outside of the window; "
+        "in Python also a function, see `Perturbation`",
     )
     method: Literal["auto", "dense", "incremental"] = Field(
         "auto",
@@ -55,7 +71,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
     rows = _spans(height, options.window[0], options.stride[0])
     columns = _spans(width, options.window[1], options.stride[1])
     boxes = torch.tensor([(*row, *column) for row in rows for column in columns])
-    cover = request.baseline(options.baseline)
+    cover = Cover(request, options.baseline, options.window)
     windows = _Windows(boxes, len(rows), len(columns), options)
     request.base_scores()  # of the images as they were given, which are told beside the map
     drops = _incremental(request, windows, cover, options.method) if options.method != "dense" else None
@@ -128,14 +144,13 @@ class _Axis:
         return steps[left] + share[:, None].double() * (steps[right] - steps[left])
 
 
-def _dense(request: Request, windows: _Windows, cover: Tensor) -> Tensor:
+def _dense(request: Request, windows: _Windows, cover: Cover) -> Tensor:
     """Return how much each window takes from the score, (N, windows), by running whole covered images.
 
     NaN where it was not run.
     """
     images, base = request.inputs, request.base_scores().double()
     drops = base[:, None].new_full((len(images), len(windows.boxes)), torch.nan)
-    channels_last = _channels_last(images)
     done = 0
     while True:
         wanted = [windows.filled(one)[1] for one in drops]
@@ -146,7 +161,7 @@ def _dense(request: Request, windows: _Windows, cover: Tensor) -> Tensor:
         chosen = torch.cat([owner[:, None], windows.boxes[numbers]], 1)
 
         def covered(start: int, stop: int, chosen: Tensor = chosen) -> Tensor:
-            return occlude(images, chosen[start:stop], cover, channels_last=channels_last)
+            return cover.whole(chosen[start:stop])
 
         share = done / drops.numel(), (done + count) / drops.numel()
         # With a tolerance another target wants other windows.
@@ -156,7 +171,7 @@ def _dense(request: Request, windows: _Windows, cover: Tensor) -> Tensor:
         done += count
 
 
-def _incremental(request: Request, windows: _Windows, cover: Tensor, method: str) -> Tensor | None:
+def _incremental(request: Request, windows: _Windows, cover: Cover, method: str) -> Tensor | None:
     """Return how much each window takes from the score, (N, windows), by running only what it changed.
 
     NaN where it was not run; None where auto finds that this cannot be done, or is not worth it.
@@ -164,7 +179,10 @@ def _incremental(request: Request, windows: _Windows, cover: Tensor, method: str
     count, one, boxes = len(request.inputs), request.inputs[:1], windows.boxes
     # The image itself is an empty window, run in the same way: rounding must not show in differences.
     every = torch.cat([boxes, boxes.new_zeros(1, 4)])
-    changes = [_covered(image[None], every, cover) for image in request.inputs]
+    changes = [
+        Changes(image[None], every, lambda numbers, _, i=i: cover.patches(i, every[numbers]))
+        for i, image in enumerate(request.inputs)
+    ]
 
     def drops(scores: Tensor) -> Tensor:
         return scores[-1].double() - scores[:-1].double()
@@ -191,25 +209,6 @@ def _incremental(request: Request, windows: _Windows, cover: Tensor, method: str
             return None
         raise ModelError(f"option 'method': this network cannot be followed, since {error}; take 'auto'") from error
     return torch.stack(found)
-
-
-def _covered(image: Tensor, boxes: Tensor, cover: Tensor) -> Changes:
-    """Return an image of which boxes are covered, one at a time, by a cover (C, H, W) or (C, 1, 1)."""
-
-    def patches(numbers: Tensor, size: tuple[int, int]) -> Tensor:
-        if cover.shape[1:] == (1, 1):
-            made = cover[None].expand(len(numbers), -1, *size)
-        else:
-            made = cropped(cover[None], boxes[numbers, ::2].contiguous(), size)
-        return made.contiguous(memory_format=layout)
-
-    # In the caller's layout: a CPU is up to a third faster with channels last, but rounds otherwise.
-    layout = torch.channels_last if _channels_last(image) else torch.contiguous_format
-    return Changes(image, boxes, patches)
-
-
-def _channels_last(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def _spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
