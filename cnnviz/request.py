@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
 from .memory import Batches, batch_size, need
 from .models import (
+    Folding,
     Layer,
     Model,
     Preprocess,
     Survey,
+    Unfoldable,
     capture,
     fingerprint,
     know_calls,
@@ -51,7 +53,7 @@ def unwatched(done: int, total: int) -> None:
 
 Made = TypeVar("Made")
 
-_LAYOUT = "either layout"
+_LAYOUT, _FOLDED = "either layout", "folded"
 _PARTS = 10_000  # of progress through sweeps
 
 
@@ -349,7 +351,7 @@ class Request:
         probability: bool = False,
         shared: bool = False,
         share: tuple[float, float] = (0.0, 1.0),
-        any_layout: bool = False,
+        any_rounding: bool = False,
         sizes: Sequence[int] | None = None,
     ) -> Tensor:
         """Score many made inputs without gradients, in batches that fit the budget.
@@ -361,8 +363,9 @@ class Request:
             probability: score classes by the softmax of the output; other targets stay as they are.
             shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
-            any_layout: on a CPU give the model its inputs channels last, which is up to twice as fast, where it returns
-                the same then but for rounding; not for differences of scores, which rounding shows in.
+            any_rounding: on a CPU give the model its inputs channels last, and make batch norms part of convolutions,
+                which is up to twice as fast, where it returns the same then but for rounding; of differences of scores
+                both are to be swept so, since rounding shows in them.
             sizes: how many there are in each batch, for inputs that take less memory than whole ones (`Patched`); by
                 default as many as fit the budget.
 
@@ -380,8 +383,8 @@ class Request:
             every: list[Tensor] = []  # of all batches one: small ones in between would break the memory into pieces
 
             def scored(start: int, stop: int) -> None:
-                made = self.laid_out(make(start, stop)) if any_layout else make(start, stop)
-                scores = self._scores(made, picked[start:stop], probability=probability)
+                score = self._fast_scores if any_rounding else self._scores
+                scores = score(make(start, stop), picked[start:stop], probability=probability)
                 if not every:
                     every.append(scores.new_empty(count, *scores.shape[1:]))
                 every[0][start:stop] = scores
@@ -561,6 +564,40 @@ class Request:
             )
         return scores
 
+    def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool) -> Tensor:
+        """Return the scores of made inputs but for rounding."""
+        x = self.laid_out(x)
+        if x.device.type == "cpu" and x.dtype == torch.float32 and self._tried(_FOLDED, x[:1], self._folds):
+            try:
+                with self._folding:
+                    return self._scores(x, rows, probability=probability)
+            except Unfoldable:
+                pass
+        return self._scores(x, rows, probability=probability)
+
+    @property
+    def _folding(self) -> Folding:
+        return self._shared.once("folding", Folding)
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether batch norms join convolutions, and the model returns the same for an input, (1, C, H, W)."""
+        if not any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+            return False
+        try:
+            with self._folding:
+                folded = self._run(x.clone())
+        except Unfoldable:
+            return False
+        return self._folding.folded > 0 and _same_but_for_rounding(self._run(x.clone()), folded)
+
+    def _tried(self, name: str, x: Tensor, trial: Callable[[Tensor], bool]) -> bool:
+        """Return what a trial on such an input, (1, C, H, W), found when the model was first asked for it."""
+        verdicts = self._survey(x.detach() if self._inputs is None else None).verdicts
+        if name not in verdicts:
+            with torch.no_grad():
+                verdicts[name] = trial(x)
+        return verdicts[name]
+
     def _survey(self, example: Tensor | None = None) -> Survey:
         """Return what a forward pass of such an input does; of the samples where none is given."""
         assert self._surveyed is not None
@@ -573,11 +610,8 @@ class Request:
         """
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dim() != 4:
             return x
-        verdicts = self._survey(x[:1].detach() if self._inputs is None else None).verdicts
-        if _LAYOUT not in verdicts:
-            with torch.no_grad():
-                verdicts[_LAYOUT] = self._indifferent(x[:1])
-        return x.contiguous(memory_format=torch.channels_last) if verdicts[_LAYOUT] else x
+        last = self._tried(_LAYOUT, x[:1], self._indifferent)
+        return x.contiguous(memory_format=torch.channels_last) if last else x
 
     def _indifferent(self, x: Tensor) -> bool:
         """Whether the model returns the same for an input, (1, C, H, W), in either layout; `view` may fail in one."""
@@ -586,9 +620,7 @@ class Request:
             other = self._run(x.clone(memory_format=torch.channels_last))
         except RuntimeError:
             return False
-        pairs = list(zip(tensors_in(plain), tensors_in(other), strict=True))
-        slack = [1e-2 * float(a.abs().max()) if a.is_floating_point() and a.numel() else 0.0 for a, _ in pairs]
-        return all(torch.allclose(a, b, rtol=0, atol=atol) for (a, b), atol in zip(pairs, slack, strict=True))
+        return _same_but_for_rounding(plain, other)
 
     def _reduced(self, output: Any, index: Tensor, *, unmodified: bool, probability: bool = False) -> Tensor:
         """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""
@@ -657,6 +689,12 @@ def _plain(output: Any, x: Tensor) -> Any:
     from .incremental import densified  # only where patches are made, so that `import cnnviz` stays light
 
     return densified(output)
+
+
+def _same_but_for_rounding(a: Any, b: Any) -> bool:
+    pairs = list(zip(tensors_in(a), tensors_in(b), strict=True))
+    slack = [1e-2 * float(one.abs().max()) if one.is_floating_point() and one.numel() else 0.0 for one, _ in pairs]
+    return all(torch.allclose(one, two, rtol=0, atol=atol) for (one, two), atol in zip(pairs, slack, strict=True))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

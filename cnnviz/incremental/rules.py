@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..models import fold
 from ..ops import conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
 from .geometry import Pair, Window, boxed, pair, united
 from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Patched, cropped, laid_over
@@ -115,15 +116,8 @@ class _Convolution:
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> _Convolution:
         """Return the convolution that a batch norm behind it makes one with."""
-
-        def fold() -> tuple[Tensor, Tensor]:
-            scale = (variance.double() + eps).rsqrt() * (1 if weight is None else weight.double())
-            shift = (0 if self.bias is None else self.bias.double()) - mean.double()
-            moved = shift * scale + (0 if bias is None else bias.double())
-            return self.weight * scale.to(self.weight)[:, None, None, None], moved.to(self.weight)
-
-        call = ("folded", self.weight, self.bias, mean, variance, weight, bias, eps)
-        kernel, offset = self.source.weights.result(call, fold)
+        parts = (self.weight, self.bias, mean, variance, weight, bias)
+        kernel, offset = self.source.weights.result(("folded", *parts, eps), lambda: fold(*parts, eps=eps))
         return replace(self, weight=kernel, bias=offset)
 
 

@@ -1,6 +1,7 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
 from .capture import Captured, capture, find_module, know_calls
+from .folding import Folding, Unfoldable, fold
 from .lender import Lender
 from .model import Model
 from .preprocess import Preprocess
@@ -14,17 +15,20 @@ from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
     "Captured",
+    "Folding",
     "Layer",
     "Lender",
     "Model",
     "Preprocess",
     "ReceptiveField",
     "Survey",
+    "Unfoldable",
     "capture",
     "differs_in_training",
     "digest",
     "find_module",
     "fingerprint",
+    "fold",
     "know_calls",
     "layers",
     "load_model",

@@ -65,9 +65,9 @@ def test_the_layout_never_changes_the_scores(kind: type[Watched], last: bool, x:
     net = kind().eval()
     with torch.no_grad():
         expected = net(x / 2)[[0, 1], [0, 2]]
-    torch.testing.assert_close(swept(net, x, any_layout=True), expected)
+    torch.testing.assert_close(swept(net, x, any_rounding=True), expected)
     assert GIVEN.count(True) == (2 if last else 1), "one to try it out, and the sweep's own"
-    swept(net, x, any_layout=True)
+    swept(net, x, any_rounding=True)
     assert [last, False] == GIVEN, "it is tried out once; the inputs themselves are scored as they are"
 
 
@@ -78,5 +78,5 @@ def test_nothing_is_laid_out_unless_it_is_asked_for(x: Tensor) -> None:
 
 def test_double_precision_stays_as_it_is(x: Tensor) -> None:
     """No faster kernels are there for it."""
-    swept(Watched().double().eval(), x.double(), any_layout=True)
+    swept(Watched().double().eval(), x.double(), any_rounding=True)
     assert not any(GIVEN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -76,7 +77,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
     request.base_scores()  # of the images as they were given, which are told beside the map
     drops = _incremental(request, windows, cover, options.method) if options.method != "dense" else None
     if drops is None:
-        drops = _dense(request, windows, cover)
+        drops = _dense(request, windows, cover, any_rounding=options.method == "auto")
     filled = torch.stack([windows.filled(one)[0] for one in drops])
     return Heatmap(
         values=_mean_over_windows(filled, rows, columns, (height, width)).to(images),
@@ -144,12 +145,18 @@ class _Axis:
         return steps[left] + share[:, None].double() * (steps[right] - steps[left])
 
 
-def _dense(request: Request, windows: _Windows, cover: Cover) -> Tensor:
+def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: bool) -> Tensor:
     """Return how much each window takes from the score, (N, windows), by running whole covered images.
 
     NaN where it was not run.
     """
     images, base = request.inputs, request.base_scores().double()
+    # With a tolerance another target wants other windows.
+    sweep = functools.partial(request.sweep, shared=windows.all_of_them, any_rounding=any_rounding)
+    if any_rounding:  # the images themselves in the same way: rounding must not show in differences
+        base = sweep(
+            lambda start, stop: images[start:stop].clone(), len(images), range(len(images)), share=(0, 0)
+        ).double()
     drops = base[:, None].new_full((len(images), len(windows.boxes)), torch.nan)
     done = 0
     while True:
@@ -164,8 +171,7 @@ def _dense(request: Request, windows: _Windows, cover: Cover) -> Tensor:
             return cover.whole(chosen[start:stop])
 
         share = done / drops.numel(), (done + count) / drops.numel()
-        # With a tolerance another target wants other windows.
-        scores = request.sweep(covered, count, owner, shared=windows.all_of_them, share=share).double()
+        scores = sweep(covered, count, owner, share=share).double()
         owner, numbers = owner.to(drops.device), numbers.to(drops.device)
         drops[owner, numbers] = base[owner] - scores
         done += count

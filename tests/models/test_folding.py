@@ -1,0 +1,258 @@
+"""Batch norms that join convolutions while a network runs: the same numbers, whatever the network does between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import cnnviz
+from cnnviz.data import demo_picture
+from cnnviz.models import Folding, Unfoldable, fold
+from tests.techniques.networks import images, network
+
+
+def lively(conv: nn.Conv2d, **given: bool) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    norm = nn.BatchNorm2d(conv.out_channels, **given)
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        if tensor is not None:
+            nn.init.normal_(tensor)
+    if norm.running_var is not None:
+        nn.init.uniform_(norm.running_var, 0.1, 3)
+    return conv.eval(), norm.eval()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def run(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
+    """Return what a network makes within a folding, and how many batch norms joined."""
+    folding = Folding()
+    with torch.no_grad(), folding:
+        made = network(x)
+    return made, folding.folded
+
+
+CONVOLUTIONS = {
+    "plain": lambda: nn.Conv2d(4, 6, 3),
+    "no bias": lambda: nn.Conv2d(4, 6, 3, bias=False),
+    "padded, wide steps": lambda: nn.Conv2d(4, 6, (3, 5), (2, 1), (1, 2), (1, 2)),
+    "depthwise": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
+    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "mirrored": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_the_pair_is_torchs_own_fused_one(kind: str, affine: bool) -> None:
+    conv, norm = lively(CONVOLUTIONS[kind](), affine=affine)
+    x = torch.randn(2, 4, 9, 11)
+    made, folded = run(lambda x: norm(conv(x)), x)
+    assert type(made) is Tensor
+    assert folded == (kind != "same")  # its padding is spelt in words, and it is run at once
+    with torch.no_grad():
+        torch.testing.assert_close(made, norm(conv(x)))
+        if affine:  # torch's needs the weights
+            torch.testing.assert_close(made, fuse_conv_bn_eval(conv, norm)(x))
+            given = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            weight, bias = fold(*given, eps=norm.eps)
+            fused = fuse_conv_bn_eval(conv, norm)
+            torch.testing.assert_close(weight, fused.weight)
+            torch.testing.assert_close(bias, fused.bias)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0"])
+def test_networks_err_as_far_as_without_it(name: str) -> None:
+    net, x = network(name, torch.float32), images(torch.float32, count=4)
+    made, folded = run(net, x)
+    with torch.no_grad():
+        precise = network(name, torch.float64)(x.double())
+        own = float((net(x) - precise).abs().max())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert folded == (59 if name == "densenet121" else norms), "DenseNet's others come before their convolutions"
+    assert float((made - precise).abs().max()) <= 2 * own
+
+
+def between(what: Callable[[Tensor], Tensor]) -> Callable[[nn.Conv2d, nn.BatchNorm2d, Tensor], Tensor]:
+    return lambda conv, norm, x: norm(what(conv(x)))
+
+
+def used_twice(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    found = conv(x)
+    return norm(found) + found * 2
+
+
+def used_before(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    found = conv(x)
+    return found.mean() + norm(found)
+
+
+def written_to(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    found = conv(x)
+    found.mul_(2)
+    found[:, 0] = 1
+    return norm(found) + found
+
+
+def seen_by_a_hook(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    handle = conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    made = norm(conv(x))
+    handle.remove()
+    return made + seen[0].detach().numpy().sum()
+
+
+def of_the_batch(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return functional.batch_norm(conv(x), None, None, norm.weight, norm.bias, training=True)
+
+
+def under_another(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return torch.ops.aten.relu(conv(x)) + torch.func.vmap(torch.relu)(conv(x))
+
+
+def asked_for_its_shape(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    found = conv(x)
+    assert found.shape == (2, 6, 9, 11)
+    assert (found.dim(), found.size(1), len(found), found.dtype, found.device) == (4, 6, 2, x.dtype, x.device)
+    assert found.is_contiguous()
+    return norm(found)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        between(torch.relu),
+        between(lambda x: x.detach()),
+        between(lambda x: x.clone().add_(1)),
+        between(lambda x: torch.cat([x, x])),
+        used_twice,
+        used_before,
+        written_to,
+        seen_by_a_hook,
+        of_the_batch,
+        under_another,
+        asked_for_its_shape,
+    ],
+)
+def test_whatever_comes_between(way: Callable[[nn.Conv2d, nn.BatchNorm2d, Tensor], Tensor]) -> None:
+    conv, norm = lively(nn.Conv2d(4, 6, 3, padding=1))
+    x = torch.randn(2, 4, 9, 11)
+    made, _ = run(lambda x: way(conv, norm, x), x)
+    with torch.no_grad():
+        torch.testing.assert_close(made, way(conv, norm, x))
+
+
+def test_a_change_of_what_the_convolution_took_is_noticed() -> None:
+    conv, norm = lively(nn.Conv2d(4, 6, 3))
+
+    def spoilt(x: Tensor) -> Tensor:
+        found = conv(x)
+        x.zero_()
+        return norm(found)
+
+    with pytest.raises(Unfoldable):
+        run(spoilt, torch.randn(1, 4, 8, 8))
+
+
+def test_kernels_follow_the_weights() -> None:
+    conv, norm = lively(nn.Conv2d(4, 6, 3))
+    x, folding = torch.randn(1, 4, 8, 8), Folding()
+    with torch.no_grad():
+        for change in (lambda: None, lambda: conv.weight.mul_(2), lambda: norm.running_var.add_(1)):
+            change()
+            with folding:
+                made = norm(conv(x))
+            torch.testing.assert_close(made, norm(conv(x)))
+    assert folding.folded == 3
+
+
+def test_training_and_gradients_are_left_alone() -> None:
+    conv, norm = lively(nn.Conv2d(4, 6, 3))
+    x = torch.randn(2, 4, 8, 8)
+    with Folding() as folding:
+        norm(conv(x)).sum().backward()
+    assert folding.folded == 0
+    assert conv.weight.grad is not None
+    norm.train()
+    before = norm.running_mean.clone()
+    assert run(lambda x: norm(conv(x)), x)[1] == 0
+    assert not torch.equal(norm.running_mean, before), "statistics are kept as ever"
+
+
+def test_errors_are_torchs_own() -> None:
+    conv, norm = lively(nn.Conv2d(4, 6, 3))
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels, but got 3 channels instead"):
+        run(lambda x: norm(conv(x)), torch.randn(1, 3, 8, 8))
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        run(lambda x: norm(conv(x)), torch.randn(1, 4, 2, 2))
+
+
+def test_other_threads_see_nothing_of_it() -> None:
+    conv, _ = lively(nn.Conv2d(4, 6, 3))
+    x, kinds = torch.randn(1, 4, 8, 8), []
+
+    def other() -> None:
+        with torch.no_grad():
+            kinds.append(type(conv(x)))
+
+    with torch.no_grad(), Folding():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert type(conv(x)) is not Tensor
+    assert kinds == [Tensor]
+
+
+class Spoiling(nn.Module):
+    """Writes to what a convolution took before it looks at what came of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = lively(nn.Conv2d(3, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        found = self.conv(x)
+        x.zero_()
+        return self.norm(found).mean((2, 3))
+
+
+class Plain(Spoiling):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(("kind", "joined"), [(Plain, True), (Spoiling, False)])
+def test_sweeps_fold_where_rounding_may_differ(
+    kind: type[Spoiling], joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels: list[int] = []
+    kernel = Folding.kernel
+    monkeypatch.setattr(Folding, "kernel", lambda self, *given: (kernels.append(1), kernel(self, *given))[1])
+    net, x = kind().eval(), torch.randn(1, 3, 24, 24)
+    given = {"window": 8, "stride": 8, "target": 1}
+    dense = cnnviz.explain(net, x, "occlusion", method="dense", **given).values
+    assert not kernels, "what is forced is run as it is"
+    monkeypatch.setattr("cnnviz.Request.fits", lambda self, example: False)  # so that auto takes the dense way
+    auto = cnnviz.explain(net, x, "occlusion", method="auto", **given).values
+    assert bool(kernels) == joined
+    torch.testing.assert_close(auto, dense, rtol=1e-4, atol=1e-6)
+
+
+def test_a_map_by_trained_weights_errs_as_far_as_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnviz.Request.fits", lambda self, example: False)  # so that auto takes the dense way
+    model = cnnviz.load_model()
+    x, given = model.prepare([demo_picture()]), {"window": 48, "stride": 32, "target": 285}
+    auto, dense = (cnnviz.explain(model, x, "occlusion", method=method, **given).values for method in ("auto", "dense"))
+    assert not torch.equal(auto, dense), "it is rounded otherwise"
+    precise = cnnviz.explain(model.module.double(), x.double(), "occlusion", method="dense", **given).values
+    own = float((dense - precise).abs().max())
+    assert float((auto - precise).abs().max()) <= 2 * own
