@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +15,12 @@ import torch
 import torchvision
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 import cnnviz
 from cnnviz.data import demo_picture
+from cnnviz.incremental import Operations
 from tests.trained import data_folder, resnet50_of_keras, vgg16_features
 
 CLASS = 3
@@ -74,6 +79,7 @@ def test_occlusion(case: str, race: Any, device: str) -> None:
     ours = {method: cnnviz.Explainer(net, "occlusion", method=method, **given) for method in ("auto", "dense")}
     race.rounds, race.warm, race.prepared = min(race.rounds, 3), 1, False
     best = _fastest(net, x)
+    race.case += f"; {_where_time_goes(lambda: ours['auto'](x, CLASS), net, x, stride)}"
     race(
         lambda: ours["auto"](x, CLASS),
         {
@@ -110,6 +116,32 @@ def test_approximate(case: str, race: Any, device: str) -> None:
         lambda: roughly(x, target),
         {f"captum, {best} at once": lambda: by_captum(net, x, stride, best, window=window, target=target)},
     )
+
+
+PHASES = {
+    "convolutions": ("cnnviz::conv_crops", "cnnviz::winograd_crops", "aten::conv2d", "aten::linear"),
+    "crops": ("cnnviz::crop_patches",),
+    "laying over": ("cnnviz::overlay_crop",),
+}
+
+
+def _where_time_goes(call: Callable[[], cnnviz.Heatmap], net: nn.Module, x: Tensor, stride: int) -> str:
+    """Return how many times as many products whole images take, and the share of the time on the CPU by phase."""
+    call()
+    with Operations() as done:
+        call()
+    with Operations() as whole, torch.no_grad():
+        net(x)
+    windows = math.prod(math.ceil((side - 16) / stride) + 1 for side in x.shape[2:])
+    begun = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        call()
+        seconds = time.perf_counter() - begun
+    spent = {event.key: event.cpu_time_total * 1e-6 for event in seen.key_averages()}
+    shares = {phase: sum(spent.get(name, 0.0) for name in names) / seconds for phase, names in PHASES.items()}
+    shares["the rest"] = 1 - sum(shares.values())
+    told = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+    return f"products saved {windows * whole.count / done.count:.1f}×; {told}"
 
 
 def _fastest(net: nn.Module, x: Tensor) -> int:

@@ -83,17 +83,17 @@ class _Waiting(Tensor):
     def run(self) -> Tensor:
         """Return what the convolution makes by itself."""
         if self._made is None:
-            self._made = torch.conv2d(*self._taken())
+            self._made = _convolved(*self._taken())
         return self._made
 
     def normalised(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """Return what a batch norm makes of it; None where they are not one."""
         parts = _batch_norm(*args, **kwargs)
-        if parts is None or self._made is not None:
+        if parts is None or self._made is not None or torch.is_grad_enabled():
             return None
         x, weight, bias, *settings = self._taken()
         *moments, eps = parts
-        return torch.conv2d(x, *self._folding.kernel((weight, bias, *moments), eps), *settings)
+        return _convolved(x, *self._folding.kernel((weight, bias, *moments), eps), *settings)
 
     def _taken(self) -> tuple[Any, ...]:
         if self._call[0]._version != self._seen:
@@ -123,6 +123,12 @@ class _Waiting(Tensor):
         return func(*args, **kwargs)
 
 
+@torch.no_grad()
+def _convolved(*call: Any) -> Tensor:
+    """Run a convolution as when it was called: without gradients, whatever has begun since."""
+    return torch.conv2d(*call)
+
+
 _ASKED: Final = frozenset(
     (Tensor.dim, Tensor.size, Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.device.__get__, Tensor.dtype.__get__)  # type: ignore[attr-defined]  # descriptors
 )
@@ -142,6 +148,8 @@ def _waiting(
     tensors = [input, weight] if bias is None else [input, weight, bias]
     plain = all(type(one) in (Tensor, torch.nn.Parameter) and one.dtype == torch.float32 for one in tensors)
     if not plain or input.dim() != 4 or input.is_inference() or isinstance(padding, str):
+        return None
+    if torch.is_autocast_enabled(input.device.type):  # it may have ended when the convolution is run
         return None
     sides = zip(input.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
     size = [(side + 2 * pad - spread * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, spread in sides]

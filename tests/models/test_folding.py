@@ -118,6 +118,22 @@ def under_another(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     return torch.ops.aten.relu(conv(x)) + torch.func.vmap(torch.relu)(conv(x))
 
 
+def with_gradients_after(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    found = conv(x)
+    with torch.enable_grad():
+        made = norm(found)
+        assert made.requires_grad, "of the batch norm's weights"
+        assert not (found * 2).requires_grad
+    return made.detach()
+
+
+def in_half_precision(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(x)
+    assert found.dtype == torch.bfloat16
+    return norm(found.float())
+
+
 def asked_for_its_shape(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     found = conv(x)
     assert found.shape == (2, 6, 9, 11)
@@ -139,6 +155,8 @@ def asked_for_its_shape(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Ten
         seen_by_a_hook,
         of_the_batch,
         under_another,
+        with_gradients_after,
+        in_half_precision,
         asked_for_its_shape,
     ],
 )
