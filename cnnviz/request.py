@@ -383,8 +383,11 @@ class Request:
             every: list[Tensor] = []  # of all batches one: small ones in between would break the memory into pieces
 
             def scored(start: int, stop: int) -> None:
-                score = self._fast_scores if any_rounding else self._scores
-                scores = score(make(start, stop), picked[start:stop], probability=probability)
+                rows, score = picked[start:stop], self._fast_scores if any_rounding else self._scores
+                try:
+                    scores = score(make(start, stop), rows, probability=probability)
+                except Unfoldable:  # by then it may have written to its inputs
+                    scores = self._scores(make(start, stop), rows, probability=probability)
                 if not every:
                     every.append(scores.new_empty(count, *scores.shape[1:]))
                 every[0][start:stop] = scores
@@ -565,15 +568,15 @@ class Request:
         return scores
 
     def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool) -> Tensor:
-        """Return the scores of made inputs but for rounding."""
+        """Return the scores of made inputs but for rounding.
+
+        Raises:
+            Unfoldable: it takes another run without that.
+        """
         x = self.laid_out(x)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and self._tried(_FOLDED, x[:1], self._folds):
-            try:
-                with self._folding:
-                    return self._scores(x, rows, probability=probability)
-            except Unfoldable:
-                pass
-        return self._scores(x, rows, probability=probability)
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        with self._folding if plain and self._tried(_FOLDED, x[:1], self._folds) else nullcontext():
+            return self._scores(x, rows, probability=probability)
 
     @property
     def _folding(self) -> Folding:

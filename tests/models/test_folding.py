@@ -248,7 +248,19 @@ class Plain(Spoiling):
         return self.norm(self.conv(x)).mean((2, 3))
 
 
-@pytest.mark.parametrize(("kind", "joined"), [(Plain, True), (Spoiling, False)])
+class Sometimes(Spoiling):
+    """Spoils what is covered in a corner, and its input before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        covered = bool((x[:, :, 0, 0] == 0).any())
+        x.add_(1)
+        found = self.conv(x)
+        if covered:
+            x.zero_()
+        return self.norm(found).mean((2, 3))
+
+
+@pytest.mark.parametrize(("kind", "joined"), [(Plain, True), (Spoiling, False), (Sometimes, True)])
 def test_sweeps_fold_where_rounding_may_differ(
     kind: type[Spoiling], joined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
