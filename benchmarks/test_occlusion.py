@@ -21,6 +21,7 @@ from torch.utils.benchmark import Timer
 import cnnviz
 from cnnviz.data import demo_picture
 from cnnviz.incremental import Operations
+from tests.reference.occlusion import windows
 from tests.trained import data_folder, resnet50_of_keras, vgg16_features
 
 CLASS = 3
@@ -132,7 +133,7 @@ def _where_time_goes(call: Callable[[], cnnviz.Heatmap], net: nn.Module, x: Tens
         call()
     with Operations() as whole, torch.no_grad():
         net(x)
-    windows = math.prod(math.ceil((side - 16) / stride) + 1 for side in x.shape[2:])
+    count = math.prod(len(windows(side, 16, stride)) for side in x.shape[2:])
     begun = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         call()
@@ -141,7 +142,7 @@ def _where_time_goes(call: Callable[[], cnnviz.Heatmap], net: nn.Module, x: Tens
     shares = {phase: sum(spent.get(name, 0.0) for name in names) / seconds for phase, names in PHASES.items()}
     shares["the rest"] = 1 - sum(shares.values())
     told = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
-    return f"products saved {windows * whole.count / done.count:.1f}×; {told}"
+    return f"products saved {count * whole.count / done.count:.1f}×; {told}"
 
 
 def _fastest(net: nn.Module, x: Tensor) -> int:

@@ -79,13 +79,6 @@ class Window:
         return Reach(made[: 4 * count].view(count, 2, 2), places, size, corners)
 
 
-def pair(value: Any) -> Pair:
-    """Return (height, width) of what torch takes as one number or two."""
-    if isinstance(value, int):
-        return value, value
-    return int(value[0]), int(value[-1])
-
-
 def spans_of(places: Tensor, size: Pair) -> Tensor:
     """Return the spans of boxes of one size: (K, 2) to (K, 2, 2), with first row or column and last but one each."""
     return torch.stack([places, places + torch.tensor(size)], 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..models import known_by
 from ..models.receptive_field import function_name
 from ..ops import crop_patches, overlay_crop
 from .geometry import Pair, spans_of
@@ -76,7 +77,7 @@ class Base:
 
     def result(self, call: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Return what `compute` returned when the same was called before: a function's name and its arguments."""
-        key = tuple(_known_by(value) for value in call)
+        key = known_by(call)
         if key not in self._known:
             if self._first is not None and len(self._known) > _MORE * self._first + _SOME:
                 raise self.refusal("it makes other tensors in each pass, so that nothing can be kept")
@@ -97,12 +98,6 @@ class Base:
 
 _MOVED = 16  # multiplications in the time that it takes to read or write a number
 _MORE, _SOME = 2, 64  # results beyond those of the first pass, in which patches reach less than in others
-
-
-def _known_by(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return "tensor", id(value), object() if value.is_inference() else value._version
-    return tuple(map(_known_by, value)) if isinstance(value, (tuple, list)) else (type(value), value)
 
 
 class Later(Protocol):

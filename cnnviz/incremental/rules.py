@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models import fold
+from ..models.receptive_field import pair
 from ..ops import conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
-from .geometry import Pair, Window, boxed, pair, united
+from .geometry import Pair, Window, boxed, united
 from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]

@@ -10,7 +10,7 @@ from .receptive_field import ReceptiveField
 from .relu_rules import relu_rule
 from .replica import differs_in_training, replicate, unwrap
 from .sources import load_model
-from .state import digest, fingerprint, named_tensors
+from .state import digest, fingerprint, known_by, named_tensors
 from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "fingerprint",
     "fold",
     "know_calls",
+    "known_by",
     "layers",
     "load_model",
     "named_tensors",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -10,6 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+
+from .receptive_field import pair
+from .state import known_by
 
 
 class Unfoldable(Exception):  # noqa: N818  # no error of anybody's
@@ -42,9 +44,9 @@ class Folding(TorchFunctionMode):
                 return waiting
         return func(*args, **(kwargs or {}))
 
-    def kernel(self, parts: Sequence[Tensor | None], eps: float) -> tuple[Tensor, Tensor]:
+    def kernel(self, parts: tuple[Any, ...], eps: float) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a convolution and the batch norm behind it; see `fold`."""
-        key = (eps, *((id(one), None if one is None or one.is_inference() else one._version) for one in parts))
+        key = known_by((*parts, eps))
         if key not in self._kernels:
             self._kernels[key] = fold(*parts, eps=eps)
             self._alive.append(parts)
@@ -53,19 +55,16 @@ class Folding(TorchFunctionMode):
 
 
 def fold(
-    weight: Tensor | None,
+    weight: Tensor,
     bias: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
     *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the convolution that one with a batch norm in eval mode behind it is."""
-    assert weight is not None
-    assert mean is not None
-    assert variance is not None
     factor = (variance.double() + eps).rsqrt() * (1 if scale is None else scale.double())
     moved = (0 if bias is None else bias.double()) - mean.double()
     offset = moved * factor + (0 if shift is None else shift.double())
@@ -151,7 +150,7 @@ def _waiting(
         return None
     if torch.is_autocast_enabled(input.device.type):  # it may have ended when the convolution is run
         return None
-    sides = zip(input.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    sides = zip(input.shape[2:], weight.shape[2:], pair(stride), pair(padding), pair(dilation), strict=True)
     size = [(side + 2 * pad - spread * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, spread in sides]
     if min(size) < 1:
         return None
@@ -160,10 +159,6 @@ def _waiting(
     made._folding, made._call = folding, (input, weight, bias, stride, padding, dilation, groups)
     made._seen, made._made = input._version, None
     return made
-
-
-def _pair(value: Any) -> Sequence[int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _batch_norm(

@@ -128,7 +128,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _pair(value: Any) -> Pair:
+def pair(value: Any) -> Pair:
+    """Return (height, width) of what torch takes as one number or two."""
     if isinstance(value, int):
         return value, value
     return (int(value[0]), int(value[-1]))
@@ -149,7 +150,7 @@ class _Op:
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
     def pair(self, place: int, name: str, default: int) -> Pair:
-        return _pair(self.argument(place, name, default))
+        return pair(self.argument(place, name, default))
 
     @property
     def field(self) -> ReceptiveField:
@@ -190,14 +191,14 @@ def _joined(op: _Op, sources: list[_Seen]) -> _Seen:
 def _conv(op: _Op) -> _Seen:
     if op.seen.axes != (2, 3):
         return _WHOLE
-    kernel = _pair(op.argument(1, "weight").shape[2:])
+    kernel = pair(op.argument(1, "weight").shape[2:])
     stride, dilation = op.pair(3, "stride", 1), op.pair(5, "dilation", 1)
     padding = op.argument(4, "padding", 0)
     if padding == "same":
         padding = (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
     elif padding == "valid":
         padding = 0
-    return _Seen(op.field.slid(kernel, stride, _pair(padding), dilation))
+    return _Seen(op.field.slid(kernel, stride, pair(padding), dilation))
 
 
 def _pool(op: _Op, dilation: Pair) -> _Seen:
@@ -205,7 +206,7 @@ def _pool(op: _Op, dilation: Pair) -> _Seen:
         return _WHOLE
     kernel = op.pair(1, "kernel_size", 1)
     stride = op.argument(2, "stride")
-    return _Seen(op.field.slid(kernel, _pair(stride) if stride else kernel, op.pair(3, "padding", 0), dilation))
+    return _Seen(op.field.slid(kernel, pair(stride) if stride else kernel, op.pair(3, "padding", 0), dilation))
 
 
 def _max_pool(op: _Op) -> _Seen:

@@ -13,15 +13,11 @@ from cnnviz.ops import occlude
 
 
 class Cover:
-    """Makes patches for boxes of the inputs.
-
-    Attributes:
-        channels_last: whether inputs and patches are.
-    """
+    """Makes patches for boxes of the inputs, which lie in memory as they do."""
 
     def __init__(self, request: Request, baseline: object, window: tuple[int, int]) -> None:
-        self._images, self.channels_last = request.inputs, _channels_last(request.inputs)
-        self._layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        self._images = request.inputs
+        self._layout = torch.channels_last if _channels_last(self._images) else torch.contiguous_format
         self._everywhere: Tensor | None = None  # the same for all images, (C, 1 or H, 1 or W)
         self._ways: Sequence[Perturbation] = []  # one for each image
         if baseline == "inpaint":
@@ -43,7 +39,7 @@ class Cover:
     def whole(self, chosen: Tensor) -> Tensor:
         """Return images of which a box is covered, (k, C, H, W), from (k, 5): the image's number and the box."""
         if self._everywhere is not None:
-            return occlude(self._images, chosen, self._everywhere, channels_last=self.channels_last)
+            return occlude(self._images, chosen, self._everywhere, channels_last=self._layout == torch.channels_last)
         made = self._images[chosen[:, 0]].contiguous(memory_format=self._layout)
         sizes = chosen[:, 2::2] - chosen[:, 1::2]
         kinds, kind = torch.unique(torch.cat([chosen[:, :1], sizes], 1), dim=0, return_inverse=True)
@@ -65,7 +61,7 @@ def inpainted(image: Tensor, boxes: Tensor) -> Tensor:
     A box that is all of the image gets the image's mean.
     """
     top, bottom, left, right = boxes.unbind(1)
-    height, width = int(bottom[0] - top[0]), int(right[0] - left[0])
+    height, width = _size(boxes)
     there = torch.stack([top > 0, bottom < image.shape[2], left > 0, right < image.shape[3]], 1)
     made = image.mean((2, 3), keepdim=True).repeat(len(boxes), 1, height, width)
     kinds, kind = torch.unique(there, dim=0, return_inverse=True)
@@ -128,10 +124,9 @@ def _cut(picture: Tensor) -> Perturbation:
     """Return the way to cover boxes by the same places of a picture (1, C, H, W) or of one colour (1, C, 1, 1)."""
 
     def cut(image: Tensor, boxes: Tensor) -> Tensor:
-        height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
         if picture.shape[2:] == (1, 1):
-            return picture.expand(len(boxes), -1, height, width)
-        return cropped(picture, boxes[:, ::2].contiguous(), (height, width))
+            return picture.expand(len(boxes), -1, *_size(boxes))
+        return cropped(picture, boxes[:, ::2].contiguous(), _size(boxes))
 
     return cut
 
@@ -141,7 +136,7 @@ def _checked(perturb: Callable[[Tensor, Tensor], object]) -> Perturbation:
 
     def checked(image: Tensor, boxes: Tensor) -> Tensor:
         made = perturb(image.clone(), boxes.clone())
-        want = (len(boxes), image.shape[1], *(boxes[0, 1::2] - boxes[0, ::2]).tolist())
+        want = (len(boxes), image.shape[1], *_size(boxes))
         if not isinstance(made, Tensor):
             got = f"a {type(made).__name__}"
         elif made.shape != want or made.dtype != image.dtype or made.device != image.device:
@@ -154,6 +149,12 @@ def _checked(perturb: Callable[[Tensor, Tensor], object]) -> Perturbation:
         )
 
     return checked
+
+
+def _size(boxes: Tensor) -> tuple[int, int]:
+    """Return (height, width) of boxes of one size."""
+    height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
+    return height, width
 
 
 def _channels_last(images: Tensor) -> bool:
