@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -101,8 +102,10 @@ def _loads_in_another_torch(wheel: Path, folder: Path) -> None:
         return
     python = folder / "other" / "bin" / "python"
     _run(sys.executable, "-m", "venv", str(folder / "other"), cwd=folder)
-    needed = ["torch==" + other, "numpy", "safetensors", "pydantic", "pluggy", "pillow", "cmap"]
-    _run(str(python), "-m", "pip", "install", "--quiet", *needed, cwd=folder)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    # torchvision, which belongs to one torch, isn't needed here
+    needed = [one for one in declared if not one.startswith("torch")]
+    _run(str(python), "-m", "pip", "install", "--quiet", "torch==" + other, *needed, cwd=folder)
     _run(
         str(python),
         "-m",

@@ -17,7 +17,7 @@ def captum_gradients(net: nn.Module, x: Tensor, method: str) -> Tensor:
     cover = torch.tensor(BASELINE, dtype=x.dtype)[None, :, None, None].expand_as(x)
     return (
         IntegratedGradients(net)
-        .attribute(x.clone().requires_grad_(), cover, target=TARGET, n_steps=9, method=method)
+        .attribute(x.clone().requires_grad_(), cover, target=TARGET, n_steps=8, method=method)
         .detach()
     )
 
@@ -28,9 +28,10 @@ def captum_gradients(net: nn.Module, x: Tensor, method: str) -> Tensor:
 @pytest.mark.parametrize("name", ["resnet18", "densenet121"])
 def test_equals_captum(name: str, quadrature: str, method: str) -> None:
     net, x = network(name, torch.float64), images(torch.float64)
-    options = {"steps": 9, "baseline": BASELINE, "quadrature": quadrature}
+    options = {"steps": 8, "baseline": BASELINE, "quadrature": quadrature}
     made = cnnviz.explain(net, x, "integrated-gradients", target=TARGET, **options).values
-    # captum rounds the weights of its steps to single precision
+    # captum rounds the weights of its steps to single precision, and those of a midpoint rule their places too: eight
+    # are sixteenths, which need no rounding. With nine, a ReLU near zero would be on in one way and off in the other.
     assert distance(made, captum_gradients(net, x, method)) < 1e-6
 
 
