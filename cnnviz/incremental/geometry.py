@@ -76,7 +76,7 @@ class Window:
         numbers = [*self.kernel, *self.stride, *self.padding, *self.dilation, *output]
         size = native.reached(spans.data_ptr(), count, numbers, _ALL, made.data_ptr())
         places, corners = made[4 * count :].view(2, count, 2)
-        return Reach(made[: 4 * count].view(count, 2, 2), places, size, corners)
+        return Reach(made[: 4 * count].view(count, 2, 2), places, tuple(size), corners)
 
 
 def spans_of(places: Tensor, size: Pair) -> Tensor:
@@ -100,8 +100,22 @@ def nearly_all(pixels: Any, whole: Any) -> Any:
     return pixels >= _ALL * whole
 
 
-def united(spans: list[Tensor]) -> Tensor:
-    """Return the smallest spans that hold those of each; empty ones count for nothing."""
+def united(spans: list[Tensor], whole: Pair) -> tuple[Tensor, Tensor, Pair]:
+    """Return the smallest spans that hold those of each, and boxes that hold these; empty ones count for nothing.
+
+    Args:
+        spans: (K, 2, 2) each.
+        whole: (height, width) of what they are of.
+
+    Returns:
+        The spans; where the boxes begin, (K, 2), and their size.
+    """
+    native, count = host(), len(spans[0])
+    if native is not None:
+        held = [one.contiguous() for one in spans]
+        made = torch.empty(6 * count, dtype=torch.long)
+        size = native.united([one.data_ptr() for one in held], count, whole, _ALL, made.data_ptr())
+        return made[: 4 * count].view(count, 2, 2), made[4 * count :].view(count, 2), tuple(size)
     first, stop = torch.stack(spans).unbind(-1)  # (n, K, 2)
     empty = (stop <= first).any(2, keepdim=True)
     none = empty.all(0)
@@ -109,4 +123,5 @@ def united(spans: list[Tensor]) -> Tensor:
         first.masked_fill(empty, torch.iinfo(first.dtype).max).amin(0),
         stop.masked_fill(empty, torch.iinfo(stop.dtype).min).amax(0),
     ]
-    return torch.where(none[..., None], spans[0], torch.stack(found, -1))
+    joined = torch.where(none[..., None], spans[0], torch.stack(found, -1))
+    return joined, *boxed(joined, whole)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -107,11 +108,19 @@ class Later(Protocol):
         """Compute it."""
 
 
+class Like(NamedTuple):
+    """What a base is like that is still to be made: its shape, type and device."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Patched(Tensor):
     """K maps, each of which is the base but for a patch; a tensor (K, C, H, W) to those that hold it.
 
     Attributes:
-        like: of the shape and type of the base.
+        form: the shape of the base.
         places: where the patches begin.
         extent: (height, width) of the patches.
         spans: (K, 2, 2) int64 on the CPU: of rows and columns the first that may differ from the base, and the last but
@@ -122,7 +131,7 @@ class Patched(Tensor):
         whole: the plain tensor that took its place, once an operation had to see whole maps.
     """
 
-    like: Tensor
+    form: tuple[int, ...]
     places: Places
     extent: Pair
     spans: Tensor
@@ -141,7 +150,7 @@ class Patched(Tensor):
         places: Places,
         source: Base,
         *,
-        like: Tensor | None = None,
+        like: Like | Patched | None = None,
         extent: Pair | None = None,
         spans: Tensor | None = None,
         last: bool = False,
@@ -149,21 +158,20 @@ class Patched(Tensor):
     ) -> Patched:
         """Make one; see the class for its arguments.
 
-        What makes a base and a patch needs a tensor that is `like` the base and the patch's extent; spans are all of it
-        by default.
+        What makes a base and a patch needs what the base is like, and the patch's extent; spans are all of it by
+        default.
         """
-        like = base if isinstance(base, Tensor) else like
-        assert like is not None
-        shape = (len(places), *like.shape[1:])
-        if last:
-            shape = (shape[0], *shape[2:], shape[1])
-        made: Patched = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+        known = base if isinstance(base, Tensor) else like
+        assert known is not None
+        form = known.form if isinstance(known, Patched) else known.shape
+        shape = (places.shape[0], *form[2:], form[1]) if last else (places.shape[0], *form[1:])
+        made: Patched = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=known.dtype, device=known.device)
         made._under, made._patch, made.places, made.source, made.last = base, patch, places, source, last
         if extent is None:
             assert isinstance(patch, Tensor)
             extent = (patch.shape[-2], patch.shape[-1])
         made.extent, made.spans = extent, spans_of(places, extent) if spans is None else spans
-        made.like, made.whole, made.shared = like, None, shared
+        made.form, made.whole, made.shared = form, None, shared
         return made
 
     @property
@@ -187,18 +195,13 @@ class Patched(Tensor):
 
     def with_values(self, base: Tensor | Callable[[], Tensor], patch: Tensor | Later, **changed: Any) -> Patched:
         """Return one with other values at the same places."""
-        same = {"last": self.last, "extent": self.extent, "spans": self.spans}
-        return Patched(base, patch, self.places, self.source, **{**same, **changed})
+        given = {"last": self.last, "extent": self.extent, "spans": self.spans, "like": self, **changed}
+        return Patched(base, patch, self.places, self.source, **given)
 
     def part(self, base: Tensor, patch: Tensor, **changed: Any) -> Patched:
         """Return one that shares memory with this one, so that neither may be written to from now on."""
         self.shared = True
         return self.with_values(base, patch, shared=True, **changed)
-
-    @property
-    def form(self) -> torch.Size:
-        """The shape of the base."""
-        return self.like.shape
 
     @property
     def full(self) -> bool:
@@ -230,8 +233,8 @@ class Patched(Tensor):
                 raise self.source.refusal("a patched map is given another shape or type in place")
         if isinstance(other, Patched):
             self._under, self._patch, self.places, self.last = other._under, other._patch, other.places, other.last
-            self.like = other.like
-            self.extent, self.spans, self.whole = other.extent, other.spans, other.whole
+            self.form, self.extent = other.form, other.extent
+            self.spans, self.whole = other.spans, other.whole
         else:
             self.whole = other
         return self
@@ -253,7 +256,9 @@ class Patched(Tensor):
                 return func(*args, **kwargs)
             if name == "is_contiguous":
                 return True
-            parts = patched_in((args, kwargs))
+            parts: list[Patched] = []
+            _collect(args, parts)
+            _collect(kwargs.values(), parts)
             in_place = _writes(name, args, kwargs)
             if "out" in kwargs or name in ("__set__", "set_") or (in_place and not args):
                 raise parts[0].source.refusal(f"{name} writes to a tensor in a way that patches do not follow")
@@ -291,19 +296,24 @@ _ELSEWHERE_OTHERWISE = ("batch_norm", "layer_norm", "dropout", "pad", "interpola
 
 def _by_rule(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool) -> Any:
     """Return what the function's rule makes, NotImplemented where it has none or is called in a way that none knows."""
-    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):  # of any library, by any name
-        return NotImplemented
-    full = resolve_name(func) or ""
-    # torch has functions of these names too, with other arguments.
-    if not full.startswith("torch.") or (name in _ELSEWHERE_OTHERWISE and "functional" not in full):
-        return NotImplemented
-    rule = RULES.get(name.rstrip("_") if in_place and not name.endswith("__") else name)
+    rule = _rule(func, name, in_place)
     if rule is None:
         return NotImplemented
     try:
         return rule(func, *args, **kwargs)
     except (TypeError, ValueError, IndexError, AttributeError):
         return NotImplemented  # a spelling that the rule does not have; if it is wrong, torch will say so
+
+
+@functools.lru_cache(maxsize=1024)
+def _rule(func: Any, name: str, in_place: bool) -> Callable[..., Any] | None:
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):  # of any library, by any name
+        return None
+    full = resolve_name(func) or ""
+    # torch has functions of these names too, with other arguments.
+    if not full.startswith("torch.") or (name in _ELSEWHERE_OTHERWISE and "functional" not in full):
+        return None
+    return RULES.get(name.rstrip("_") if in_place and not name.endswith("__") else name)
 
 
 def _whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool) -> Any:
@@ -343,10 +353,19 @@ def densified(value: Any) -> Any:
 
 def patched_in(value: Any) -> list[Patched]:
     """Return the patched tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Patched):
-        return [value]
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [found for part in inside for found in patched_in(part)]
+    found: list[Patched] = []
+    _collect((value,), found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[Patched]) -> None:
+    for value in values:
+        if isinstance(value, Patched):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def laid_over(

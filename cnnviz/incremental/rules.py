@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from torch.nn import functional
 from ..models import fold
 from ..models.receptive_field import pair
 from ..ops import conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
-from .geometry import Pair, Window, boxed, united
-from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Patched, cropped, laid_over
+from .geometry import Pair, Window, united
+from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Like, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]
 
@@ -30,8 +29,7 @@ def _maps(x: Any) -> bool:
     return isinstance(x, Patched) and not x.last and len(x.form) == 4
 
 
-@dataclass(frozen=True)
-class _Convolution:
+class _Convolution(NamedTuple):
     """A convolution of patches that is still to be run, so that a batch norm and a ReLU behind it become a part of it.
 
     Attributes:
@@ -43,6 +41,7 @@ class _Convolution:
         padding: of the base.
         dilation: likewise.
         groups: as torch takes it.
+        native: whether the kernel for many small maps runs it, which packs weights once and takes no padding.
         limits: what is below the first, or above the second, is set to it.
         x: the patches with what the kernel sees around them; or whole maps, which are padded.
         whole: whether they are whole.
@@ -56,6 +55,7 @@ class _Convolution:
     padding: Pair
     dilation: Pair
     groups: int
+    native: bool
     limits: tuple[float, float] = _NONE
     x: Tensor | None = None
     whole: bool = False
@@ -65,14 +65,7 @@ class _Convolution:
         """Return the convolution that leaves every pixel as it is."""
         channels = base.shape[1]
         ones = source.weights.result(("ones", channels, base.dtype), lambda: base.new_ones(channels, 1, 1, 1))
-        return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels)
-
-    @property
-    def native(self) -> bool:
-        """Whether the kernel for many small maps runs it, which packs weights once and takes no padding."""
-        each = self.groups == self.weight.shape[0] == self.base.shape[1]
-        plain = self.base.dtype == self.weight.dtype == torch.float32 and self.base.device.type == "cpu"
-        return plain and (self.groups == 1 or each) and conv_crops_is_native()
+        return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels, _native(base, ones, channels))
 
     @property
     def tiled(self) -> bool:
@@ -119,7 +112,14 @@ class _Convolution:
         """Return the convolution that a batch norm behind it makes one with."""
         parts = (self.weight, self.bias, mean, variance, weight, bias)
         kernel, offset = self.source.weights.result(("folded", *parts, eps), lambda: fold(*parts, eps=eps))
-        return replace(self, weight=kernel, bias=offset)
+        return self._replace(weight=kernel, bias=offset)
+
+
+def _native(base: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether a convolution of such maps is run by the kernel for many small ones."""
+    each = groups == weight.shape[0] == base.shape[1]
+    plain = base.dtype == weight.dtype == torch.float32 and base.device.type == "cpu"
+    return plain and (groups == 1 or each) and conv_crops_is_native()
 
 
 def _through_windows(
@@ -130,7 +130,7 @@ def _through_windows(
     whole: Callable[[Tensor], Tensor | Later] | None,
     part: Callable[[Tensor], Tensor | Later],
     factor: Tensor | None = None,
-    like: Tensor | None = None,
+    like: Like | None = None,
 ) -> Patched:
     """Return the map behind a window operation.
 
@@ -142,11 +142,11 @@ def _through_windows(
         whole: the operation; None if it takes no padding.
         part: the operation without padding.
         factor: (1, 1, H, W), by which the result of `part` is multiplied.
-        like: of the shape of the base, where that is still to be made.
+        like: what the base is like, where that is still to be made.
     """
-    like = base if isinstance(base, Tensor) else like
-    assert like is not None
-    full = (like.shape[2], like.shape[3])
+    known = base if isinstance(base, Tensor) else like
+    assert known is not None
+    full = (known.shape[2], known.shape[3])
     reach = window.reach(x.spans, full)
     if whole is not None and x.full and reach.size == full:
         patch = whole(x.patch)
@@ -181,7 +181,8 @@ def _conv2d(
             return NotImplemented
         padding = (around[0] // 2, around[1] // 2)
     margin = (0, 0) if padding == "valid" else pair(padding)
-    call = _Convolution(input.source, input.base, weight, bias, steps, margin, spread, groups)
+    native = _native(input.base, weight, groups)
+    call = _Convolution(input.source, input.base, weight, bias, steps, margin, spread, groups, native)
     window = Window(kernel, steps, margin, spread)
     size = window.output((input.form[2], input.form[3]))
     if min(size) < 1:
@@ -191,9 +192,9 @@ def _conv2d(
         window,
         call.of_base,
         0.0,
-        None if call.native else lambda x: replace(call, x=x, whole=True),
-        lambda x: replace(call, x=x),
-        like=input.base[:, :1, :1, :1].expand(1, len(weight), *size),
+        None if call.native else lambda x: call._replace(x=x, whole=True),
+        lambda x: call._replace(x=x),
+        like=Like((1, weight.shape[0], *size), input.dtype, input.device),
     )
     input.source.visit(result.spans, size, weight, call.cost)
     return result
@@ -287,7 +288,7 @@ def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     before = input.unfinished
     limits = _limits(name, *plain, **given)
     if limits and isinstance(before, _Convolution) and before.limits == _NONE:
-        return input.with_values(base, replace(before, limits=limits))
+        return input.with_values(base, before._replace(limits=limits))
     return input.with_values(base, function(input.patch, *plain, **given))
 
 
@@ -329,11 +330,11 @@ def _batch_norm(
     before = input.unfinished
     if isinstance(before, _Convolution) and before.limits == _NONE:
         folded = before.scaled(running_mean, running_var, weight, bias, eps)
-        return input.with_values(folded.of_base, folded, like=input.like)
+        return input.with_values(folded.of_base, folded)
     alone = _Convolution.of_one(input.source, input.base)
     if alone.native:  # so that a ReLU behind it becomes a part of it
         scaled = alone.scaled(running_mean, running_var, weight, bias, eps)
-        return input.with_values(scaled.of_base, replace(scaled, x=input.patch), like=input.like)
+        return input.with_values(scaled.of_base, scaled._replace(x=input.patch))
 
     def normalised(x: Tensor) -> Tensor:
         return functional.batch_norm(x, *given, False, momentum, eps)
@@ -384,20 +385,18 @@ def _permute(_: Any, input: Any, *dims: Any) -> Any:
 def _brought_together(parts: Sequence[Patched]) -> tuple[list[Tensor], Tensor, Tensor]:
     """Return each one's values inside of boxes for all, where the boxes begin, and what may differ from the base."""
     first = parts[0]
-    if all(part.extent == first.extent and torch.equal(part.places, first.places) for part in parts[1:]):
-        spans = (
-            first.spans
-            if all(part.spans is first.spans for part in parts[1:])
-            else united([part.spans for part in parts])
-        )
+    size = (first.form[-2], first.form[-1])
+    aligned = all(part.extent == first.extent and torch.equal(part.places, first.places) for part in parts[1:])
+    if aligned and all(part.spans is first.spans for part in parts[1:]):
+        return [part.patch for part in parts], first.places, first.spans
+    spans, places, extent = united([part.spans for part in parts], size)
+    if aligned:
         return [part.patch for part in parts], first.places, spans
-    spans = united([part.spans for part in parts])
-    places, size = boxed(spans, (first.base.shape[-2], first.base.shape[-1]))
     return (
         [
             part.patch
-            if part.extent == size and torch.equal(part.places, places)
-            else laid_over(part.base, part.patch, part.places, places, size)
+            if part.extent == extent and torch.equal(part.places, places)
+            else laid_over(part.base, part.patch, part.places, places, extent)
             for part in parts
         ],
         places,
@@ -410,8 +409,8 @@ def _alike(parts: Sequence[Any]) -> bool:
     return all(isinstance(part, Patched) for part in parts) and all(
         part.last == parts[0].last
         and part.source is parts[0].source
-        and part.base.dim() == parts[0].base.dim()
-        and part.base.shape[-2:] == parts[0].base.shape[-2:]
+        and len(part.form) == len(parts[0].form)
+        and part.form[-2:] == parts[0].form[-2:]
         for part in parts[1:]
     )
 

@@ -17,7 +17,7 @@ from .grouping import Layers, batches, grouped
 from .patched import Base, Patched, Unfollowed, Visit
 from .work import Operations, WholeMaps
 
-_TOGETHER: Final = 32  # patches that go through the network at once
+_TOGETHER: Final = 64  # patches that go through the network at once
 
 
 class Sweeps(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,7 @@ class FieldTracker(TorchFunctionMode):
             self._note(whole, _WHOLE)
 
 
+@functools.lru_cache(maxsize=1024)
 def function_name(func: Any) -> str:
     """Return the bare name of a torch function: "relu" for F.relu, torch.relu and Tensor.relu alike."""
     name: str = getattr(func, "__name__", "")

@@ -127,6 +127,11 @@ def known_by(value: Any) -> Any:
 
     One whose changes cannot be noticed is never the same.
     """
+    kind = type(value)
+    if kind is int or kind is str:
+        return value
     if isinstance(value, Tensor):
         return "tensor", id(value), object() if value.is_inference() else value._version
-    return tuple(map(known_by, value)) if isinstance(value, (tuple, list)) else (type(value), value)
+    if isinstance(value, (tuple, list)):
+        return tuple([known_by(part) for part in value])
+    return kind, value

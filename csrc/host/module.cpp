@@ -1,5 +1,6 @@
 // What is no operator: the facts of the build, and plans of windows, which lie in the host's memory.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -52,37 +53,62 @@ struct Axis {
 
 int64_t floored(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
-// What `count` spans (rows, columns; first and last but one) of a map reach through a window operation.
+// Writes where boxes of one size begin that hold `count` spans (rows, columns; first and last but one) of a whole; returns their
+// height and width. Boxes of so large a share of the whole are all of it.
+std::array<int64_t, 2> boxed(const int64_t* spans, int64_t count, std::array<int64_t, 2> whole, double all, int64_t* places) {
+  std::array<int64_t, 2> size = {1, 1};
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t a : {0, 1}) size[a] = std::max(size[a], spans[4 * i + 2 * a + 1] - spans[4 * i + 2 * a]);
+  const bool every = static_cast<double>(size[0] * size[1]) >= all * static_cast<double>(whole[0] * whole[1]);
+  if (every) size = whole;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t a : {0, 1}) places[2 * i + a] = every ? 0 : std::min(spans[4 * i + 2 * a], whole[a] - size[a]);
+  return size;
+}
+
+// What `count` spans of a map reach through a window operation.
 //
-// Writes spans of the result, where boxes of one size begin that hold them, and where what these see begins; returns the boxes'
-// height and width. Boxes of so large a share of the result are all of it.
-pybind11::tuple reached(uintptr_t spans, int64_t count, const std::vector<int64_t>& numbers, double all, uintptr_t to) {
+// Writes spans of the result, where boxes begin that hold them, and where what these see begins; returns the boxes' size.
+std::array<int64_t, 2> reached(uintptr_t spans, int64_t count, const std::vector<int64_t>& numbers, double all, uintptr_t to) {
   Axis axes[2];
   for (int64_t a : {0, 1}) axes[a] = {numbers[a], numbers[2 + a], numbers[4 + a], numbers[6 + a], numbers[8 + a]};
   const int64_t* from = at(spans);
   int64_t* made = reinterpret_cast<int64_t*>(to);
   int64_t* places = made + 4 * count;
   int64_t* corners = places + 2 * count;
-  int64_t size[2] = {1, 1};
   for (int64_t i = 0; i < count; ++i)
     for (int64_t a : {0, 1}) {
       const Axis& axis = axes[a];
       const int64_t* span = from + 4 * i + 2 * a;
       const int64_t first = span[0] + axis.padding - (axis.kernel - 1) * axis.dilation, last = span[1] + axis.padding - 1;
-      const int64_t begin = std::min(std::max<int64_t>(0, -floored(-first, axis.stride)), axis.made);
-      const int64_t end = std::min(std::max<int64_t>(0, floored(last, axis.stride) + 1), axis.made);
-      made[4 * i + 2 * a] = begin, made[4 * i + 2 * a + 1] = end;
-      size[a] = std::max(size[a], end - begin);
+      made[4 * i + 2 * a] = std::min(std::max<int64_t>(0, -floored(-first, axis.stride)), axis.made);
+      made[4 * i + 2 * a + 1] = std::min(std::max<int64_t>(0, floored(last, axis.stride) + 1), axis.made);
     }
-  const bool whole = static_cast<double>(size[0] * size[1]) >= all * static_cast<double>(axes[0].made * axes[1].made);
-  for (int64_t a : {0, 1}) {
-    if (whole) size[a] = axes[a].made;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t place = whole ? 0 : std::min(made[4 * i + 2 * a], axes[a].made - size[a]);
-      places[2 * i + a] = place, corners[2 * i + a] = place * axes[a].stride - axes[a].padding;
+  const auto size = boxed(made, count, {axes[0].made, axes[1].made}, all, places);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t a : {0, 1}) corners[2 * i + a] = places[2 * i + a] * axes[a].stride - axes[a].padding;
+  return size;
+}
+
+// The smallest spans that hold those of each of several lists of `count`; empty ones count for nothing.
+//
+// Writes the spans, and where boxes begin that hold them; returns the boxes' size.
+std::array<int64_t, 2> united(
+    const std::vector<uintptr_t>& lists, int64_t count, std::array<int64_t, 2> whole, double all, uintptr_t to) {
+  int64_t* made = reinterpret_cast<int64_t*>(to);
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t* span = made + 4 * i;
+    std::copy_n(at(lists[0]) + 4 * i, 4, span);
+    bool any = false;
+    for (const uintptr_t list : lists) {
+      const int64_t* one = at(list) + 4 * i;
+      if (one[1] <= one[0] || one[3] <= one[2]) continue;
+      if (!any) std::copy_n(one, 4, span);
+      for (int64_t a : {0, 2}) span[a] = std::min(span[a], one[a]), span[a + 1] = std::max(span[a + 1], one[a + 1]);
+      any = true;
     }
   }
-  return pybind11::make_tuple(size[0], size[1]);
+  return boxed(made, count, whole, all, made + 4 * count);
 }
 
 }  // namespace
@@ -93,4 +119,5 @@ PYBIND11_MODULE(_host, module) {
   module.def("first_outside", &first_outside);
   module.def("first_bad_window", &first_bad_window);
   module.def("reached", &reached);
+  module.def("united", &united);
 }

@@ -42,6 +42,30 @@ def test_the_planner_is_its_twin(given: tuple[Window, torch.Tensor, tuple[int, i
         assert parts(window.reach(spans, window.output(size))) == parts(planned)
 
 
+@given(windows(), st.data())
+def test_united_spans_are_their_twins(given: tuple[Window, torch.Tensor, tuple[int, int]], data: Any) -> None:
+    _, spans, size = given
+    lists = [spans]
+    for _ in range(data.draw(st.integers(0, 2))):
+        drawn = [sorted(data.draw(st.tuples(*[st.integers(0, side)] * 2))) for _ in spans for side in size]
+        lists.append(torch.tensor(drawn).view(-1, 2, 2))
+    united, places, extent = geometry.united(lists, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry, "host", lambda: None)
+        slow = geometry.united(lists, size)
+    assert united.tolist() == slow[0].tolist()
+    assert places.tolist() == slow[1].tolist()
+    assert extent == slow[2]
+
+
+def test_united_spans_hold_each_that_is_not_empty() -> None:
+    one, other = torch.tensor([[[2, 4], [3, 5]], [[1, 2], [1, 2]]]), torch.tensor([[[1, 3], [6, 8]], [[7, 7], [0, 9]]])
+    united, places, extent = geometry.united([one, other], (10, 9))
+    assert united.tolist() == geometry.united([other, one], (10, 9))[0].tolist() == [[[1, 4], [3, 8]], [[1, 2], [1, 2]]]
+    assert places.tolist() == [[1, 3], [1, 1]]
+    assert extent == (3, 5)
+
+
 @given(windows())
 def test_a_plan_is_what_a_convolution_of_ones_reaches(given: tuple[Window, torch.Tensor, tuple[int, int]]) -> None:
     window, spans, size = given

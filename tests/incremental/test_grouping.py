@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cnnviz.incremental import Changes
-from cnnviz.incremental.geometry import boxed, spans_of, united
+from cnnviz.incremental.geometry import boxed, spans_of
 from cnnviz.incremental.grouping import Layers, grouped
 from cnnviz.incremental.patched import Visit
 
@@ -132,10 +132,3 @@ def test_spans_that_are_nearly_all_are_all() -> None:
     assert size == (100, 100)
     assert places.tolist() == [[0, 0]]
     assert math.prod(boxed(spans_of(torch.tensor([[1, 0]]), (90, 90)), (100, 100))[1]) == 8100
-
-
-def test_empty_spans_count_for_nothing() -> None:
-    empty, some = torch.tensor([[[5, 5], [0, 9]]]), torch.tensor([[[1, 3], [2, 4]]])
-    assert torch.equal(united([empty, some]), some)
-    assert torch.equal(united([some, empty]), some)
-    assert united([some, some + 2]).tolist() == [[[1, 5], [2, 6]]]
