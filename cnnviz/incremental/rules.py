@@ -45,6 +45,7 @@ class _Convolution(NamedTuple):
         limits: what is below the first, or above the second, is set to it.
         x: the patches with what the kernel sees around them; or whole maps, which are padded.
         whole: whether they are whole.
+        added: is added to the patches that it makes; what it makes of the base stays as it is.
     """
 
     source: Base
@@ -59,6 +60,7 @@ class _Convolution(NamedTuple):
     limits: tuple[float, float] = _NONE
     x: Tensor | None = None
     whole: bool = False
+    added: Tensor | None = None
 
     @classmethod
     def of_one(cls, source: Base, base: Tensor) -> _Convolution:
@@ -66,6 +68,11 @@ class _Convolution(NamedTuple):
         channels = base.shape[1]
         ones = source.weights.result(("ones", channels, base.dtype), lambda: base.new_ones(channels, 1, 1, 1))
         return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels, _native(base, ones, channels))
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing behind it is a part of it yet that would have to come first."""
+        return self.limits == _NONE and self.added is None
 
     @property
     def tiled(self) -> bool:
@@ -81,7 +88,7 @@ class _Convolution(NamedTuple):
 
     def run(self) -> Tensor:
         assert self.x is not None
-        return self._of(self.x, self.padding if self.whole else (0, 0))
+        return self._of(self.x, self.padding if self.whole else (0, 0), self.added)
 
     def of_base(self) -> Tensor:
         """Return what it makes of the base."""
@@ -91,7 +98,7 @@ class _Convolution(NamedTuple):
         )
         return made
 
-    def _of(self, x: Tensor, padding: Pair) -> Tensor:
+    def _of(self, x: Tensor, padding: Pair, added: Tensor | None = None) -> Tensor:
         if not self.native:
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
@@ -102,9 +109,9 @@ class _Convolution(NamedTuple):
         rows, columns = x.shape[2] - 2, x.shape[3] - 2
         if self.tiled and -(-rows // 2) * -(-columns // 2) * _TILE < 9 * rows * columns:
             kernel = weights.result(("winograd", self.weight), lambda: winograd_kernel(self.weight))
-            return winograd_crops(x, kernel, bias, low=low, high=high)
+            return winograd_crops(x, kernel, bias, low=low, high=high, added=added)
         kernel = weights.result(("packed", self.weight, self.groups), lambda: packed_kernel(self.weight, self.groups))
-        return conv_crops(x, kernel, bias, stride=self.stride, dilation=self.dilation, low=low, high=high)
+        return conv_crops(x, kernel, bias, stride=self.stride, dilation=self.dilation, low=low, high=high, added=added)
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -328,7 +335,7 @@ def _batch_norm(
         return NotImplemented
     given = (running_mean, running_var, weight, bias)
     before = input.unfinished
-    if isinstance(before, _Convolution) and before.limits == _NONE:
+    if isinstance(before, _Convolution) and before.plain:
         folded = before.scaled(running_mean, running_var, weight, bias, eps)
         return input.with_values(folded.of_base, folded)
     alone = _Convolution.of_one(input.source, input.base)
@@ -415,6 +422,20 @@ def _alike(parts: Sequence[Any]) -> bool:
     )
 
 
+def _into_convolution(a: Patched, b: Patched) -> Patched | None:
+    """Return the sum as a part of the convolution that makes `a`, if that is still to be run and its boxes hold `b`."""
+    call = a.unfinished
+    if not (isinstance(call, _Convolution) and call.plain and call.native and call.groups == 1):
+        return None
+    spans, places, extent = united([a.spans, b.spans], (a.form[-2], a.form[-1]))
+    if extent != a.extent or not torch.equal(places, a.places):
+        return None
+    aligned = b.extent == extent and torch.equal(b.places, places)
+    more = b.patch if aligned else laid_over(b.base, b.patch, b.places, places, extent)
+    base = a.source.result(("added", a.base, b.base), lambda: a.base + b.base)
+    return Patched(base, call._replace(added=more), places, a.source, extent=extent, spans=spans, last=a.last)
+
+
 def _arithmetic(function: Callable[..., Tensor]) -> Rule:
     name = function.__name__
 
@@ -422,6 +443,9 @@ def _arithmetic(function: Callable[..., Tensor]) -> Rule:
         if isinstance(a, Patched) and isinstance(b, Patched):
             if not _alike([a, b]):
                 return NotImplemented
+            for one, more in ((a, b), (b, a)) if name == "add" and not kwargs else ():
+                if (joined := _into_convolution(one, more)) is not None:
+                    return joined
             (mine, theirs), places, spans = _brought_together([a, b])
             base = a.source.result(
                 (name, a.base, b.base, *sorted(kwargs.items())), lambda: function(a.base, b.base, **kwargs)

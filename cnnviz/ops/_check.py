@@ -44,6 +44,16 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | str, ..
     return value if value.is_cpu or not has_values(value) else value.cpu()
 
 
+def added(operator: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Require what is added to a result to be float32 and of that result's shape.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape != shape:
+        raise ValueError(f"{operator}: added is {told(value)}, expected the result's shape {shape} in float32")
+
+
 def have_values(operator: str, images: Tensor, **given: Tensor) -> None:
     """Require integers with values beside images with values.
 

@@ -42,6 +42,7 @@ def conv_crops(
     dilation: tuple[int, int] = (1, 1),
     low: float = -math.inf,
     high: float = math.inf,
+    added: Tensor | None = None,
 ) -> Tensor:
     """Convolve many small maps without padding: (K, C, h, w) -> (K, M, *size), channels last; without a gradient.
 
@@ -56,6 +57,7 @@ def conv_crops(
         dilation: (height, width).
         low: what is below is set to it; 0 for a ReLU.
         high: what is above is set to it.
+        added: of the result's shape, is added to it before limits are set; with one kernel for all channels alone.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -74,7 +76,14 @@ def conv_crops(
             "expected float32 maps (K, C, h, w), at least as large as the kernel reaches, what `packed_kernel` makes "
             "of (M, C, kh, kw), and (M,)"
         )
-    return _forward(x, kernel, bias, list(stride), list(dilation), float(low), float(high))
+    if added is not None:
+        size = [(n - 1) // s + 1 for n, s in zip(room, stride, strict=True)]
+        _check.added("conv_crops", added, (x.shape[0], len(bias), *size))
+        if each:
+            raise ValueError(
+                "conv_crops: got added and a kernel for each channel, expected one kernel for all channels"
+            )
+    return _forward(x, kernel, bias, list(stride), list(dilation), float(low), float(high), added)
 
 
 @cache
@@ -86,19 +95,34 @@ def conv_crops_is_native() -> bool:
 
 @torch.library.custom_op("cnnviz::conv_crops", mutates_args=())
 def _conv_crops(
-    x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], low: float, high: float
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    dilation: list[int],
+    low: float,
+    high: float,
+    added: Tensor | None,
 ) -> Tensor:
     if kernel.dim() == 3:
         weight, groups = kernel.permute(2, 0, 1)[:, None], kernel.shape[2]
     else:
         weight, groups = kernel.permute(0, 4, 3, 1, 2).flatten(0, 1)[: len(bias)], 1
     made = functional.conv2d(x, weight.contiguous(), bias, stride, 0, dilation, groups)
+    made = made if added is None else made + added
     return made.clamp(low, high).contiguous(memory_format=torch.channels_last)
 
 
 @_conv_crops.register_fake
 def _(
-    x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], low: float, high: float
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    dilation: list[int],
+    low: float,
+    high: float,
+    added: Tensor | None,
 ) -> Tensor:
     sides = kernel.shape[:2] if kernel.dim() == 3 else kernel.shape[1:3]
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], sides, stride, dilation, strict=True)]

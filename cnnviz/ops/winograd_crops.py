@@ -51,7 +51,13 @@ _packed = Operator(_winograd_kernel)
 
 
 def winograd_crops(
-    x: Tensor, kernel: Tensor, bias: Tensor, *, low: float = -math.inf, high: float = math.inf
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    added: Tensor | None = None,
 ) -> Tensor:
     """Convolve many small maps with 3 x 3 kernels: (K, C, h, w) -> (K, M, h - 2, w - 2), channels last; no gradient.
 
@@ -63,6 +69,7 @@ def winograd_crops(
         bias: (M,).
         low: what is below is set to it; 0 for a ReLU.
         high: what is above is set to it.
+        added: of the result's shape, is added to it before limits are set.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -78,19 +85,22 @@ def winograd_crops(
             f"{tuple(bias.shape)}, expected float32 maps (K, C, h, w) of at least 3 x 3, what `winograd_kernel` makes "
             "of (M, C, 3, 3), and (M,)"
         )
-    return _forward(x, kernel, bias, float(low), float(high))
+    if added is not None:
+        _check.added("winograd_crops", added, (x.shape[0], len(bias), x.shape[2] - 2, x.shape[3] - 2))
+    return _forward(x, kernel, bias, float(low), float(high), added)
 
 
 @torch.library.custom_op("cnnviz::winograd_crops", mutates_args=())
-def _winograd_crops(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
+def _winograd_crops(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float, added: Tensor | None) -> Tensor:
     rows, columns = x.shape[2] - 2, x.shape[3] - 2
     tiles = functional.pad(x, (0, columns % 2, 0, rows % 2)).unfold(2, 4, 2).unfold(3, 4, 2)  # (K, C, th, tw, 4, 4)
     points = _both_ways(tiles, _INPUT).permute(4, 5, 0, 2, 3, 1).flatten(0, 1)  # (16, K, th, tw, C)
     weights = kernel.permute(1, 2, 0, 3).flatten(2)[:, None, None, :, : len(bias)]  # (16, 1, 1, C, M)
     sums = torch.unflatten(points @ weights, 0, (4, 4)).permute(2, 5, 3, 4, 0, 1)  # (K, M, th, tw, 4, 4)
     made = _both_ways(sums, _RESULT).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)[:, :, :rows, :columns]
-    made = (made + bias[:, None, None]).clamp(low, high)
-    return made.contiguous(memory_format=torch.channels_last)
+    made = made + bias[:, None, None]
+    made = made if added is None else made + added
+    return made.clamp(low, high).contiguous(memory_format=torch.channels_last)
 
 
 def _both_ways(tiles: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
@@ -102,7 +112,7 @@ def _both_ways(tiles: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
 
 
 @_winograd_crops.register_fake
-def _(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
+def _(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float, added: Tensor | None) -> Tensor:
     size = (x.shape[0], len(bias), x.shape[2] - 2, x.shape[3] - 2)
     return _layout.empty(x, size, torch.channels_last)
 

@@ -15,6 +15,7 @@ constexpr int64_t kPixels = 192;  // of a panel, whose sums stay in the second c
 struct Convolution {
   const float* x;
   const float* bias;
+  const float* added;  // to the result, or null
   float* to;
   int64_t count, height, width, channels;  // of the maps
   int64_t rows, columns, made;             // of the result, and its channels
@@ -43,10 +44,16 @@ struct Convolution {
     return found;
   }
 
+  template <class F>
+  void write_row(int64_t some, float* row, const F& sum) const {
+    for (int64_t c = 0; c < some; ++c) row[c] = sum(c) < low ? low : sum(c) > high ? high : sum(c);
+  }
+
   void write(const float* sums, int64_t first, int64_t last, int64_t channel, int64_t some) const {
     for (int64_t pixel = first; pixel < last; ++pixel, sums += kPanel) {
-      float* row = to + pixel * made + channel;
-      for (int64_t c = 0; c < some; ++c) row[c] = sums[c] < low ? low : sums[c] > high ? high : sums[c];
+      const int64_t at = pixel * made + channel;
+      if (added) write_row(some, to + at, [&](int64_t c) { return sums[c] + added[at + c]; });
+      else write_row(some, to + at, [&](int64_t c) { return sums[c]; });
     }
   }
 };
@@ -97,7 +104,7 @@ void convolve_each(const Convolution& job, const float* weights) {
 }
 
 Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, const Sizes& stride, const Sizes& dilation,
-                  double low, double high) {
+                  double low, double high, const std::optional<Tensor>& added) {
   const bool each = weight.dim() == 3;  // a kernel for each channel
   const int64_t made_at_most = each ? weight.size(2) : weight.size(0) * kPanel;
   STD_TORCH_CHECK(weight.size(each ? 2 : 3) == x.size(1) && bias.size(0) <= made_at_most && (each || weight.size(4) == kPanel),
@@ -114,12 +121,15 @@ Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   }
   job.rows = made[0], job.columns = made[1];
   job.low = static_cast<float>(low), job.high = static_cast<float>(high);
+  STD_TORCH_CHECK(!each || !added, "nothing is added where each channel has a kernel of its own");
   Tensor result = empty(x, {job.count, job.made, job.rows, job.columns}, true);
   if (result.numel() == 0) return result;
   const Tensor from = in_format(x, true), weights = in_order(weight), start = in_order(bias);
   job.x = static_cast<const float*>(from.const_data_ptr()), job.bias = static_cast<const float*>(start.const_data_ptr());
   job.to = fresh<float>(result);
   const float* packed = static_cast<const float*>(weights.const_data_ptr());
+  const std::optional<Tensor> more = like_result(added, result);
+  job.added = more ? static_cast<const float*>(more->const_data_ptr()) : nullptr;
   if (each) convolve_each(job, packed);
   else convolve(job, packed);
   return result;

@@ -1,6 +1,8 @@
 // A tile of a convolution's sums: some pixels times some vectors of channels, which stay in registers.
 #pragma once
 
+#include <optional>
+
 #include "memory.h"
 #include "processor.h"
 
@@ -13,6 +15,14 @@ constexpr int64_t kChain = 96;  // products that are summed up one after the oth
 
 constexpr int64_t kTiles = 24;   // a number of pixels that every tile divides
 constexpr int64_t kEach = 4;     // pixels at once where each channel has weights of its own
+
+// What is added to a result, laid out as that is.
+inline std::optional<Tensor> like_result(const std::optional<Tensor>& added, const Tensor& result) {
+  if (!added) return added;
+  for (int64_t dim = 0; dim < 4; ++dim)
+    STD_TORCH_CHECK(added->size(dim) == result.size(dim), "what is added is not of the result's shape");
+  return in_format(*added, true);
+}
 
 // Numbers that lie side by side in memory, from an offset on: a part of what a pixel sees.
 struct Run {

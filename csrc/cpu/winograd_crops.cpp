@@ -22,7 +22,8 @@ struct Lanes {
 // Where a tile lies, and what it makes; pixels beyond the edge are those at the edge, which makes what is not kept.
 struct Tile {
   const float* from[kPoints];
-  float* to[4];  // null where there is no such pixel
+  float* to[4];            // null where there is no such pixel
+  const float* added[4];  // to what is made; null where nothing is
 };
 
 // to[4 i + j][c] = (Bᵀ d B)[i][j] for channels c; rows of `to` are `apart` numbers apart.
@@ -81,6 +82,11 @@ template <int64_t kVector>
       Vector made[2] = {rows[i][0] + rows[i][1] + rows[i][2] + start, rows[i][1] - rows[i][2] - rows[i][3] + start};
 #pragma GCC unroll 2
       for (int64_t j = 0; j < 2; ++j) {
+        if (tile.added[i * 2 + j]) {
+          Vector more;
+          std::memcpy(&more, tile.added[i * 2 + j] + c, sizeof(Vector));
+          made[j] += more;
+        }
         made[j] = made[j] < bottom ? bottom : made[j];  // what is no number stays so
         made[j] = made[j] > top ? top : made[j];
         if (tile.to[i * 2 + j]) std::memcpy(tile.to[i * 2 + j] + c, &made[j], sizeof(Vector));
@@ -102,6 +108,7 @@ struct Winograd {
   const float* x;
   const float* weights;  // (panels, 16, channels, kPanel)
   const float* bias;
+  const float* added;  // to the result, or null
   float* to;
   int64_t count, height, width, channels;  // of the maps
   int64_t made;                            // channels of the result
@@ -125,7 +132,9 @@ struct Winograd {
     for (int64_t i = 0; i < 2; ++i)
       for (int64_t j = 0; j < 2; ++j) {
         const bool there = row + i < rows() && column + j < columns();
-        found.to[i * 2 + j] = there ? to + ((image * rows() + row + i) * columns() + column + j) * made : nullptr;
+        const int64_t pixel = ((image * rows() + row + i) * columns() + column + j) * made;
+        found.to[i * 2 + j] = there ? to + pixel : nullptr;
+        found.added[i * 2 + j] = there && added ? added + pixel : nullptr;
       }
     return found;
   }
@@ -152,8 +161,10 @@ template <class Isa>
     }
     for (int64_t t = 0; t < count; ++t) {
       Tile tile = tiles[t];
-      for (float*& to : tile.to)
-        if (to) to += channel;
+      for (int64_t q = 0; q < 4; ++q) {
+        if (tile.to[q]) tile.to[q] += channel;
+        if (tile.added[q]) tile.added[q] += channel;
+      }
       gather<Isa>(sums + t * kPanel, room * kPanel, job.bias + channel, some, job.low, job.high, tile);
     }
   }
@@ -188,14 +199,17 @@ void convolve(const Winograd& job) {
   });
 }
 
-Tensor winograd_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high) {
+Tensor winograd_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high,
+                      const std::optional<Tensor>& added) {
   STD_TORCH_CHECK(weight.size(1) == kPoints && weight.size(2) == x.size(1) && weight.size(3) == kPanel &&
                       bias.size(0) <= weight.size(0) * kPanel && x.size(2) > 2 && x.size(3) > 2,
                   "kernel and bias are not of these maps");
   Tensor result = empty(x, {x.size(0), bias.size(0), x.size(2) - 2, x.size(3) - 2}, true);
   if (result.numel() == 0) return result;
   const Tensor from = in_format(x, true), weights = in_order(weight), start = in_order(bias);
+  const std::optional<Tensor> more = like_result(added, result);
   Winograd job;
+  job.added = more ? static_cast<const float*>(more->const_data_ptr()) : nullptr;
   job.x = static_cast<const float*>(from.const_data_ptr()), job.bias = static_cast<const float*>(start.const_data_ptr());
   job.weights = static_cast<const float*>(weights.const_data_ptr()), job.to = fresh<float>(result);
   job.count = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3), job.made = bias.size(0);

@@ -26,6 +26,7 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     dilation=pairs,
     size=st.tuples(st.integers(7, 10), st.integers(7, 10)),
     last=st.booleans(),
+    more=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_any_maps(
@@ -38,6 +39,7 @@ def test_any_maps(
     dilation: tuple[int, int],
     size: tuple[int, int],
     last: bool,
+    more: bool,
     seed: int,
 ) -> None:
     """One kernel for all channels; without `made` one for each."""
@@ -49,6 +51,8 @@ def test_any_maps(
         torch.randn(outputs, channels // groups, *kernel, generator=draws),
         torch.randn(outputs, generator=draws),
     )
+    expected = twin.conv_crops(x, weight, bias, stride, dilation, groups)
+    added = torch.randn(expected.shape, generator=draws) if more and made is not None else None
     result = ops.conv_crops(
         x.to(device),
         ops.packed_kernel(weight, groups).to(device),
@@ -57,8 +61,9 @@ def test_any_maps(
         dilation=dilation,
         low=-1.0,
         high=2.5,
+        added=None if added is None else added.to(device),
     )
-    expected = twin.conv_crops(x, weight, bias, stride, dilation, groups).clamp(-1.0, 2.5)
+    expected = (expected if added is None else expected + added).clamp(-1.0, 2.5)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result.cpu().double(), expected, rtol=0, atol=1e-6 * (1 + weight[0].numel()) ** 0.5 * 4)
 

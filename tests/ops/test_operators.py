@@ -56,12 +56,12 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
     ),
     "conv_crops": lambda: (
         *(torch.ones(2, 3, 5, 6), ops.packed_kernel(torch.ones(70, 3, 2, 3)), torch.ones(70)),
-        *([2, 1], [1, 2], -1.0, 10.0),
+        *([2, 1], [1, 2], -1.0, 10.0, torch.ones(2, 70, 2, 2)),
     ),
     "winograd_kernel": lambda: (torch.ones(70, 3, 3, 3),),
     "winograd_crops": lambda: (
         *(torch.ones(2, 3, 5, 6), ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
-        *(-1.0, 10.0),
+        *(-1.0, 10.0, torch.ones(2, 70, 3, 4)),
     ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
@@ -134,6 +134,21 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
         (
             lambda: ops.conv_crops(IMAGES, ops.packed_kernel(torch.ones(6, 2, 1, 1)), torch.ones(6)),
             "torch.float64, kernel",
+        ),
+        (
+            lambda: ops.conv_crops(
+                torch.ones(2, 3, 5, 5),
+                ops.packed_kernel(torch.ones(6, 3, 2, 2)),
+                torch.ones(6),
+                added=torch.ones(2, 6, 5),
+            ),
+            r"conv_crops: added is \(2, 6, 5\) torch.float32, expected the result's shape \(2, 6, 4, 4\) in float32",
+        ),
+        (
+            lambda: ops.conv_crops(
+                torch.ones(2, 6, 5, 5), ops.packed_kernel(WEIGHT[:, :1], 6), torch.ones(6), added=torch.ones(2, 6, 3, 3)
+            ),
+            "expected one kernel for all channels",
         ),
         (lambda: ops.overlay_crop(IMAGES, torch.ones(4, 2, 1, 1).double(), YX, YX, (1, 1)), r"expected \(1, C, H, W\)"),
     ],

@@ -22,18 +22,22 @@ from .drawn import DEVICES, drawn
     made=st.integers(1, 140),
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     last=st.booleans(),
+    more=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_any_maps(
-    device: str, count: int, channels: int, made: int, size: tuple[int, int], last: bool, seed: int
+    device: str, count: int, channels: int, made: int, size: tuple[int, int], last: bool, more: bool, seed: int
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
     x = torch.randn(count, channels, *size, generator=draws)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     weight, bias = torch.randn(made, channels, 3, 3, generator=draws), torch.randn(made, generator=draws)
     kernel = ops.winograd_kernel(weight).to(device)
-    result = ops.winograd_crops(x.to(device), kernel, bias.to(device), low=-1.0, high=2.5)
-    expected = twin.conv_crops(x, weight, bias, (1, 1), (1, 1), 1).clamp(-1.0, 2.5)
+    expected = twin.conv_crops(x, weight, bias, (1, 1), (1, 1), 1)
+    added = torch.randn(expected.shape, generator=draws) if more else None
+    given = None if added is None else added.to(device)
+    result = ops.winograd_crops(x.to(device), kernel, bias.to(device), low=-1.0, high=2.5, added=given)
+    expected = (expected if added is None else expected + added).clamp(-1.0, 2.5)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result.cpu().double(), expected, rtol=0, atol=1e-6 * (1 + weight[0].numel()) ** 0.5 * 4)
 
