@@ -31,4 +31,4 @@ run -m pytest -q -s -p no:cacheprovider tests/ops --deselect tests/ops/test_oper
   --ignore tests/ops/test_native.py
 # Masked moves of short rows are not checked; without them the loops that take their place are.
 ATEN_CPU_CAPABILITY=avx2 run -m pytest -q -s -p no:cacheprovider tests/ops/test_crop_patches.py tests/ops/test_overlay_crop.py \
-  tests/ops/test_conv_crops.py tests/ops/test_winograd_crops.py
+  tests/ops/test_conv_crops.py tests/ops/test_winograd_crops.py tests/ops/test_overlay_cat.py

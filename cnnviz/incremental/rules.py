@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..models import fold
 from ..models.receptive_field import pair
-from ..ops import conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
+from ..ops import conv_crops, conv_crops_is_native, overlay_cat, packed_kernel, winograd_crops, winograd_kernel
 from .geometry import Pair, Window, united
 from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Like, Patched, cropped, laid_over
 
@@ -66,7 +66,7 @@ class _Convolution(NamedTuple):
     def of_one(cls, source: Base, base: Tensor) -> _Convolution:
         """Return the convolution that leaves every pixel as it is."""
         channels = base.shape[1]
-        ones = source.weights.result(("ones", channels, base.dtype), lambda: base.new_ones(channels, 1, 1, 1))
+        ones = _ones(source.weights, channels, base.dtype)
         return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels, _native(base, ones, channels))
 
     @property
@@ -120,6 +120,77 @@ class _Convolution(NamedTuple):
         parts = (self.weight, self.bias, mean, variance, weight, bias)
         kernel, offset = self.source.weights.result(("folded", *parts, eps), lambda: fold(*parts, eps=eps))
         return self._replace(weight=kernel, bias=offset)
+
+
+class _Concatenation(NamedTuple):
+    """Patches that are still to be laid side by side in their channels; a batch norm and a ReLU become a part of it.
+
+    Attributes:
+        source: what the network makes of the base.
+        bases: (1, C, H, W) of each map.
+        patches: (K, C, h, w) of each.
+        at: where they begin, (K, 2) of each.
+        places: where boxes begin that hold them all, (K, 2).
+        extent: (height, width) of the boxes.
+        scale: (sum of C,), by which channels are multiplied; None where no batch norm is a part of it.
+        shift: (sum of C,), which is then added.
+        limits: what is below the first, or above the second, is set to it.
+    """
+
+    source: Base
+    bases: tuple[Tensor, ...]
+    patches: tuple[Tensor, ...]
+    at: tuple[Tensor, ...]
+    places: Tensor
+    extent: Pair
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    limits: tuple[float, float] = _NONE
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing behind it is a part of it yet that would have to come first."""
+        return self.limits == _NONE and self.scale is None
+
+    def run(self) -> Tensor:
+        return self._of(self.patches, torch.stack(self.at), self.places, self.extent)
+
+    def of_base(self) -> Tensor:
+        """Return what it makes of the bases."""
+        at, size = (
+            torch.zeros(len(self.bases), 1, 2, dtype=torch.long),
+            (self.bases[0].shape[2], self.bases[0].shape[3]),
+        )
+        made: Tensor = self.source.result(
+            ("overlay_cat", *self.bases, self.scale, self.shift, self.limits),
+            lambda: self._of(self.bases, at, at[0], size),
+        )
+        return made
+
+    def _of(self, patches: tuple[Tensor, ...], at: Tensor, places: Tensor, size: Pair) -> Tensor:
+        low, high = self.limits
+        scale, shift = self.scale, self.shift
+        return overlay_cat(self.bases, patches, at, places, size, scale=scale, shift=shift, low=low, high=high)
+
+    def scaled(
+        self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> _Concatenation:
+        """Return the concatenation that a batch norm behind it makes one with."""
+        weights, moments = self.source.weights, (mean, variance, weight, bias)
+        ones = _ones(weights, len(mean), torch.float32)
+
+        def factors() -> tuple[Tensor, Tensor]:
+            scale, shift = fold(ones, None, *moments, eps=eps)
+            return scale.flatten(), shift
+
+        scale, shift = weights.result(("factors", *moments, eps), factors)
+        return self._replace(scale=scale, shift=shift)
+
+
+def _ones(weights: Base, channels: int, kind: torch.dtype) -> Tensor:
+    """Return the kernels, one for each channel, that leave every pixel as it is."""
+    made: Tensor = weights.result(("ones", channels, kind), lambda: torch.ones(channels, 1, 1, 1, dtype=kind))
+    return made
 
 
 def _native(base: Tensor, weight: Tensor, groups: int) -> bool:
@@ -294,7 +365,7 @@ def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     )
     before = input.unfinished
     limits = _limits(name, *plain, **given)
-    if limits and isinstance(before, _Convolution) and before.limits == _NONE:
+    if limits and isinstance(before, (_Convolution, _Concatenation)) and before.limits == _NONE:
         return input.with_values(base, before._replace(limits=limits))
     return input.with_values(base, function(input.patch, *plain, **given))
 
@@ -335,7 +406,7 @@ def _batch_norm(
         return NotImplemented
     given = (running_mean, running_var, weight, bias)
     before = input.unfinished
-    if isinstance(before, _Convolution) and before.plain:
+    if isinstance(before, (_Convolution, _Concatenation)) and before.plain:
         folded = before.scaled(running_mean, running_var, weight, bias, eps)
         return input.with_values(folded.of_base, folded)
     alone = _Convolution.of_one(input.source, input.base)
@@ -389,26 +460,21 @@ def _permute(_: Any, input: Any, *dims: Any) -> Any:
     return input.part(input.base, input.patch, last=not input.last)
 
 
-def _brought_together(parts: Sequence[Patched]) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return each one's values inside of boxes for all, where the boxes begin, and what may differ from the base."""
-    first = parts[0]
-    size = (first.form[-2], first.form[-1])
-    aligned = all(part.extent == first.extent and torch.equal(part.places, first.places) for part in parts[1:])
-    if aligned and all(part.spans is first.spans for part in parts[1:]):
-        return [part.patch for part in parts], first.places, first.spans
-    spans, places, extent = united([part.spans for part in parts], size)
-    if aligned:
-        return [part.patch for part in parts], first.places, spans
-    return (
-        [
-            part.patch
-            if part.extent == extent and torch.equal(part.places, places)
-            else laid_over(part.base, part.patch, part.places, places, extent)
-            for part in parts
-        ],
-        places,
-        spans,
-    )
+def _around(parts: Sequence[Patched]) -> tuple[Tensor, Tensor, Pair]:
+    """Return what may differ from the base in one of them, and where boxes begin that hold that, and their size."""
+    first, *others = parts
+    aligned = all(part.extent == first.extent and torch.equal(part.places, first.places) for part in others)
+    if aligned and all(part.spans is first.spans for part in others):
+        return first.spans, first.places, first.extent
+    spans, places, extent = united([part.spans for part in parts], (first.form[-2], first.form[-1]))
+    return (spans, first.places, first.extent) if aligned else (spans, places, extent)
+
+
+def _inside(part: Patched, places: Tensor, extent: Pair) -> Tensor:
+    """Return its values inside of boxes that hold its patches."""
+    if part.extent == extent and torch.equal(part.places, places):
+        return part.patch
+    return laid_over(part.base, part.patch, part.places, places, extent)
 
 
 def _alike(parts: Sequence[Any]) -> bool:
@@ -422,18 +488,20 @@ def _alike(parts: Sequence[Any]) -> bool:
     )
 
 
-def _into_convolution(a: Patched, b: Patched) -> Patched | None:
-    """Return the sum as a part of the convolution that makes `a`, if that is still to be run and its boxes hold `b`."""
-    call = a.unfinished
-    if not (isinstance(call, _Convolution) and call.plain and call.native and call.groups == 1):
-        return None
-    spans, places, extent = united([a.spans, b.spans], (a.form[-2], a.form[-1]))
-    if extent != a.extent or not torch.equal(places, a.places):
-        return None
-    aligned = b.extent == extent and torch.equal(b.places, places)
-    more = b.patch if aligned else laid_over(b.base, b.patch, b.places, places, extent)
-    base = a.source.result(("added", a.base, b.base), lambda: a.base + b.base)
-    return Patched(base, call._replace(added=more), places, a.source, extent=extent, spans=spans, last=a.last)
+def _of_both(function: Callable[..., Tensor], a: Patched, b: Patched, given: dict[str, Any]) -> Patched:
+    """Return what a function of each two numbers makes of patches; a sum becomes part of a convolution before it."""
+    spans, places, extent = _around([a, b])
+    call = (function.__name__, a.base, b.base, *sorted(given.items()))
+    base = a.source.result(call, lambda: function(a.base, b.base, **given))
+    for one, other in ((a, b), (b, a)) if function is torch.add and not given else ():
+        before = one.unfinished
+        if not (isinstance(before, _Convolution) and before.plain and before.native and before.groups == 1):
+            continue
+        if extent == one.extent and torch.equal(places, one.places):
+            joined = before._replace(added=_inside(other, places, extent))
+            return Patched(base, joined, places, a.source, extent=extent, spans=spans, last=a.last)
+    values = function(_inside(a, places, extent), _inside(b, places, extent), **given)
+    return Patched(base, values, places, a.source, spans=spans, last=a.last)
 
 
 def _arithmetic(function: Callable[..., Tensor]) -> Rule:
@@ -441,16 +509,7 @@ def _arithmetic(function: Callable[..., Tensor]) -> Rule:
 
     def rule(_: Any, a: Any, b: Any, **kwargs: Any) -> Any:
         if isinstance(a, Patched) and isinstance(b, Patched):
-            if not _alike([a, b]):
-                return NotImplemented
-            for one, more in ((a, b), (b, a)) if name == "add" and not kwargs else ():
-                if (joined := _into_convolution(one, more)) is not None:
-                    return joined
-            (mine, theirs), places, spans = _brought_together([a, b])
-            base = a.source.result(
-                (name, a.base, b.base, *sorted(kwargs.items())), lambda: function(a.base, b.base, **kwargs)
-            )
-            return Patched(base, function(mine, theirs, **kwargs), places, a.source, spans=spans, last=a.last)
+            return _of_both(function, a, b, kwargs) if _alike([a, b]) else NotImplemented
         x, other = (a, b) if isinstance(a, Patched) else (b, a)
         if isinstance(other, Tensor) and other.dim():
             shape = tuple(other.shape)
@@ -480,10 +539,15 @@ def _cat(_: Any, tensors: Any, dim: int = 0) -> Any:
     channels = -1 if parts and isinstance(parts[0], Patched) and parts[0].last else 1
     if not _alike(parts) or parts[0].base.dim() != 4 or dim % 4 != channels % 4:
         return NotImplemented
-    values, places, spans = _brought_together(parts)
-    bases = tuple(part.base for part in parts)
-    base = parts[0].source.result(("cat", *bases), lambda: torch.cat(bases, 1))
-    return Patched(base, torch.cat(values, 1), places, parts[0].source, spans=spans, last=parts[0].last)
+    (spans, places, extent), source, bases = _around(parts), parts[0].source, tuple(part.base for part in parts)
+    if not parts[0].last and all(base.dtype == torch.float32 and base.is_cpu for base in bases):
+        at = tuple(part.places for part in parts)
+        joined = _Concatenation(source, bases, tuple(part.patch for part in parts), at, places, extent)
+        like = Like((1, sum(base.shape[1] for base in bases), *bases[0].shape[2:]), torch.float32, bases[0].device)
+        return Patched(joined.of_base, joined, places, source, like=like, extent=extent, spans=spans)
+    values = [_inside(part, places, extent) for part in parts]
+    base = source.result(("cat", *bases), lambda: torch.cat(bases, 1))
+    return Patched(base, torch.cat(values, 1), places, source, spans=spans, last=parts[0].last)
 
 
 def _split(func: Any, input: Any, split_size: Any, dim: int = 0) -> Any:

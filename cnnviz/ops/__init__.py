@@ -10,6 +10,7 @@ from .gram_matrix import gram_matrix
 from .grow_texture import Guide, grow_texture
 from .guided_relu import guided_relu, guided_relu_
 from .occlude import occlude
+from .overlay_cat import overlay_cat
 from .overlay_crop import overlay_crop
 from .winograd_crops import winograd_crops, winograd_kernel
 
@@ -23,6 +24,7 @@ __all__ = [
     "guided_relu",
     "guided_relu_",
     "occlude",
+    "overlay_cat",
     "overlay_crop",
     "packed_kernel",
     "status",

@@ -27,6 +27,7 @@ OPERATORS = [
     "guided_relu",
     "guided_relu_backward",
     "occlude",
+    "overlay_cat",
     "overlay_crop",
     "winograd_crops",
     "winograd_kernel",
@@ -39,8 +40,8 @@ def test_status_tells_which_kernels_are_in_use(device: str) -> None:
     told = ops.status()[device.lower()]
     assert told.startswith("native (") == has_kernel("occlude", device)
     # Without AVX2 a processor multiplies by PyTorch; a GPU has a library for that, and nothing for pixel after pixel.
-    own = {"CPU": "gram_matrix", "CUDA": "grow_texture"}[device]
-    without = (own, "conv_crops", "winograd_crops", "winograd_kernel")
+    own = {"CPU": ("gram_matrix",), "CUDA": ("grow_texture", "overlay_cat")}[device]
+    without = (*own, "conv_crops", "winograd_crops", "winograd_kernel")
     needed = [operator for operator in OPERATORS if operator not in without]
     assert all(has_kernel(operator, device) == told.startswith("native") for operator in needed)
 

@@ -63,6 +63,11 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         *(torch.ones(2, 3, 5, 6), ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
         *(-1.0, 10.0, torch.ones(2, 70, 3, 4)),
     ),
+    "overlay_cat": lambda: (
+        [torch.ones(1, 2, 5, 4), torch.ones(1, 3, 5, 4)],
+        [torch.ones(4, 2, 2, 3), torch.ones(4, 3, 1, 2)],
+        *(torch.stack([YX, YX + 1]), YX.flip(0), [3, 3], torch.ones(5), torch.ones(5), 0.0, 6.0),
+    ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
 
@@ -149,6 +154,20 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
                 torch.ones(2, 6, 5, 5), ops.packed_kernel(WEIGHT[:, :1], 6), torch.ones(6), added=torch.ones(2, 6, 3, 3)
             ),
             "expected one kernel for all channels",
+        ),
+        (
+            lambda: ops.overlay_cat([torch.ones(1, 2, 5, 4)], [], YX[None], YX, (1, 1)),
+            r"got 1 bases and 0 patches, expected as many",
+        ),
+        (
+            lambda: ops.overlay_cat([torch.ones(1, 2, 5, 4)], [torch.ones(4, 3, 1, 1)], YX[None], YX, (1, 1)),
+            r"base is \(1, 2, 5, 4\) torch.float32 and patch \(4, 3, 1, 1\) .*expected float32, \(1, C, 5, 4\)",
+        ),
+        (
+            lambda: ops.overlay_cat(
+                [torch.ones(1, 2, 5, 4)], [torch.ones(4, 2, 1, 1)], YX[None], YX, (1, 1), scale=torch.ones(2)
+            ),
+            r"scale is \(2,\) torch.float32 and shift None, expected two float32 tensors \(2,\), or neither",
         ),
         (lambda: ops.overlay_crop(IMAGES, torch.ones(4, 2, 1, 1).double(), YX, YX, (1, 1)), r"expected \(1, C, H, W\)"),
     ],
