@@ -20,11 +20,13 @@ from cnnviz.incremental import Base, Patched, Unfollowed, densified
 Net = Callable[[Tensor], Any]
 
 
-def images(seed: int, side: tuple[int, int], size: tuple[int, int], count: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+def images(
+    seed: int, side: tuple[int, int], size: tuple[int, int], count: int = 5, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
     """An image, patches and where they lie; in the corners too."""
     draws = torch.Generator().manual_seed(seed)
-    base = torch.randn(1, 4, *side, generator=draws, dtype=torch.float64)
-    patch = torch.randn(count, 4, *size, generator=draws, dtype=torch.float64)
+    base = torch.randn(1, 4, *side, generator=draws, dtype=torch.float64).to(dtype)
+    patch = torch.randn(count, 4, *size, generator=draws, dtype=torch.float64).to(dtype)
     room = torch.tensor([a - b for a, b in zip(side, size, strict=True)])
     places = (torch.rand(count, 2, generator=draws) * (room + 1)).long().clamp(max=room)
     places[0], places[1] = 0, room
@@ -38,16 +40,30 @@ def pasted(base: Tensor, patch: Tensor, places: Tensor) -> Tensor:
     return whole
 
 
-def check(net: Net, seed: int = 0, side: tuple[int, int] = (24, 19), size: tuple[int, int] = (5, 4)) -> Any:
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5}  # of a few layers, as a part of the largest number
+
+
+def check(
+    net: Net,
+    seed: int = 0,
+    side: tuple[int, int] = (24, 19),
+    size: tuple[int, int] = (5, 4),
+    dtype: torch.dtype = torch.float64,
+) -> Any:
     """Whatever the network returns is what it returns for whole images; returns what it returned for patches."""
-    base, patch, places = images(seed, side, size)
+    base, patch, places = images(seed, side, size, dtype=dtype)
     source = Base()
     with torch.no_grad():
         expected = net(pasted(base, patch, places))
         for _ in range(2):  # the second time the base is known
             made = net(Patched(base, patch, places, source))
-            torch.testing.assert_close(densified(made), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+            for one, right in zip(_each(densified(made)), _each(expected), strict=True):
+                torch.testing.assert_close(one, right, rtol=0, atol=ROUNDING[dtype] * float(right.abs().max()))
     return made
+
+
+def _each(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def conv(*given: Any, **more: Any) -> nn.Module:
@@ -219,12 +235,21 @@ def networks(draw: Any) -> Net:
                         nn.MaxPool2d(kernel, stride, padding, ceil_mode=draw(st.booleans())),
                         nn.AvgPool2d(kernel, stride, padding, draw(st.booleans()), draw(st.booleans())),
                         Around(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)),
+                        Beside(nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(7), nn.ReLU6(), nn.Conv2d(7, 4, 1)),
                         nn.Sequential(nn.BatchNorm2d(4), nn.Hardswish()),
                     ]
                 )
             )
         )
-    return nn.Sequential(*parts).double().eval()
+    return nn.Sequential(*parts).eval()
+
+
+class Beside(nn.Sequential):
+    """What the first module makes is laid beside its input, for the rest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = self
+        return nn.Sequential(*others)(torch.cat([x, first(x)], 1))
 
 
 class Around(nn.Sequential):
@@ -233,15 +258,83 @@ class Around(nn.Sequential):
 
 
 @settings(max_examples=60)
-@given(networks(), st.integers(0, 999), st.tuples(st.integers(24, 40), st.integers(24, 40)), st.data())
-def test_networks_drawn(net: nn.Module, seed: int, side: tuple[int, int], data: Any) -> None:
+@given(
+    networks(),
+    st.sampled_from(list(ROUNDING)),
+    st.integers(0, 999),
+    st.tuples(st.integers(24, 40), st.integers(24, 40)),
+    st.data(),
+)
+def test_networks_drawn(net: nn.Module, dtype: torch.dtype, seed: int, side: tuple[int, int], data: Any) -> None:
     size = tuple(data.draw(st.integers(1, n)) for n in side)
+    net = net.to(dtype)
     try:
         with torch.no_grad():
-            net(torch.zeros(1, 4, *side, dtype=torch.float64))
+            net(torch.zeros(1, 4, *side, dtype=dtype))
     except RuntimeError:  # nothing is left of the image
         return
-    check(net, seed, side, size)
+    check(net, seed, side, size, dtype)
+
+
+def _waiting() -> dict[str, Net]:
+    """Functions of what convolutions and concatenations make that were not run yet."""
+    torch.manual_seed(0)
+    near, far, wide = nn.Conv2d(4, 36, 3, padding=1), nn.Conv2d(4, 36, 5, padding=2), nn.Conv2d(36, 36, 3, padding=1)
+    norm, each = nn.BatchNorm2d(36).eval(), nn.Conv2d(36, 36, 3, padding=1, groups=36)
+    both = nn.BatchNorm2d(72).eval()
+    for one in (norm, both):
+        nn.init.normal_(one.running_mean)
+        nn.init.uniform_(one.weight)
+
+    def joined(x: Tensor) -> tuple[Tensor, Tensor]:
+        a = near(x)
+        made = torch.cat([a, far(x)], 1)
+        return made, a.relu_()
+
+    def summed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b = near(x), far(x)
+        made = b + a
+        return made, a.relu_(), b.sigmoid_()
+
+    def taken_twice(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = torch.cat([near(x), far(x)], 1)
+        return both(made), F.relu(made), made
+
+    def in_place(x: Tensor) -> Tensor:
+        made = wide(near(x))
+        made += far(x)
+        return F.relu(made, inplace=True)
+
+    return {
+        "the far one is waited for": lambda x: F.relu(far(x) + near(x)),
+        "the near one stands first": lambda x: F.relu6(near(x) + far(x)),
+        "tiles": lambda x: F.relu(wide(F.relu(near(x))) + near(x)),
+        "three": lambda x: wide(near(x)) + far(x) + near(x),
+        "normalised after": lambda x: norm(wide(near(x)) + near(x)),
+        "normalised before": lambda x: F.relu(norm(wide(near(x))) + near(x)),
+        "cut off before": lambda x: F.relu(wide(near(x))) + near(x),
+        "scaled sum": lambda x: torch.add(wide(near(x)), near(x), alpha=0.5),
+        "kernels for each": lambda x: F.relu(each(near(x)) + near(x)),
+        "itself": lambda x: F.relu((made := wide(near(x))) + made),
+        "in place": in_place,
+        "side by side": lambda x: F.relu(both(torch.cat([near(x), far(x)], 1))),
+        "side by side, cut off": lambda x: F.hardtanh(torch.cat([near(x), far(x)], 1), -0.3, 0.4),
+        "cut off, then normalised": lambda x: both(F.relu(torch.cat([near(x), far(x)], 1))),
+        "concatenations of one": lambda x: torch.cat([torch.cat([near(x), x], 1), far(x)], 1),
+        "changed behind a concatenation": joined,
+        "changed behind a sum": summed,
+        "taken twice": taken_twice,
+    }
+
+
+WAITING = _waiting()
+
+
+@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (24, 19)])
+def test_what_waits_becomes_what_comes_next(name: str, size: tuple[int, int]) -> None:
+    made = check(WAITING[name], size=size, dtype=torch.float32)
+    assert all(isinstance(one, Patched) and one.whole is None for one in _each(made))
 
 
 SCALE = torch.ones(4, 1, 1, dtype=torch.float64)
