@@ -12,7 +12,16 @@ from torch.nn import functional
 
 from ..models import fold
 from ..models.receptive_field import pair
-from ..ops import conv_crops, conv_crops_is_native, overlay_cat, packed_kernel, winograd_crops, winograd_kernel
+from ..ops import (
+    Joined,
+    conv_cat,
+    conv_crops,
+    conv_crops_is_native,
+    overlay_cat,
+    packed_kernel,
+    winograd_crops,
+    winograd_kernel,
+)
 from .geometry import Pair, Window, united
 from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Like, Patched, cropped, laid_over
 
@@ -22,6 +31,7 @@ _MANY = 32  # channels from which on Winograd's algorithm pays
 _TILE = 21  # products in the time that it takes for a tile of four pixels, in place of 36
 
 _NONE = (-math.inf, math.inf)
+_ONE = Window((1, 1), (1, 1), (0, 0))
 
 
 def _maps(x: Any) -> bool:
@@ -43,7 +53,8 @@ class _Convolution(NamedTuple):
         groups: as torch takes it.
         native: whether the kernel for many small maps runs it, which packs weights once and takes no padding.
         limits: what is below the first, or above the second, is set to it.
-        x: the patches with what the kernel sees around them; or whole maps, which are padded.
+        x: the patches with what the kernel sees around them; or whole maps, which are padded; or what is still to be
+            laid side by side, for a kernel of one pixel.
         whole: whether they are whole.
         added: is added to the patches that it makes; what it makes of the base stays as it is.
     """
@@ -58,7 +69,7 @@ class _Convolution(NamedTuple):
     groups: int
     native: bool
     limits: tuple[float, float] = _NONE
-    x: Tensor | None = None
+    x: Tensor | _Concatenation | None = None
     whole: bool = False
     added: Tensor | None = None
 
@@ -88,6 +99,11 @@ class _Convolution(NamedTuple):
 
     def run(self) -> Tensor:
         assert self.x is not None
+        if not isinstance(self.x, Tensor):
+            if self.added is None:
+                (low, high), kernel, bias = self.limits, self._packed(), self._bias()
+                return conv_cat(self.x.joined, kernel, bias, low=low, high=high)
+            return self._replace(x=self.x.run()).run()
         return self._of(self.x, self.padding if self.whole else (0, 0), self.added)
 
     def of_base(self) -> Tensor:
@@ -102,7 +118,7 @@ class _Convolution(NamedTuple):
         if not self.native:
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
-        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        bias = self._bias()
         if any(padding):
             x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
         (low, high), weights = self.limits, self.source.weights
@@ -110,8 +126,16 @@ class _Convolution(NamedTuple):
         if self.tiled and -(-rows // 2) * -(-columns // 2) * _TILE < 9 * rows * columns:
             kernel = weights.result(("winograd", self.weight), lambda: winograd_kernel(self.weight))
             return winograd_crops(x, kernel, bias, low=low, high=high, added=added)
-        kernel = weights.result(("packed", self.weight, self.groups), lambda: packed_kernel(self.weight, self.groups))
-        return conv_crops(x, kernel, bias, stride=self.stride, dilation=self.dilation, low=low, high=high, added=added)
+        steps = {"stride": self.stride, "dilation": self.dilation}
+        return conv_crops(x, self._packed(), bias, **steps, low=low, high=high, added=added)
+
+    def _packed(self) -> Tensor:
+        call = ("packed", self.weight, self.groups)
+        made: Tensor = self.source.weights.result(call, lambda: packed_kernel(self.weight, self.groups))
+        return made
+
+    def _bias(self) -> Tensor:
+        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -152,25 +176,24 @@ class _Concatenation(NamedTuple):
         """Whether nothing behind it is a part of it yet that would have to come first."""
         return self.limits == _NONE and self.scale is None
 
+    @property
+    def joined(self) -> Joined:
+        """What it makes of the patches, as operators take it."""
+        factors = (self.scale, self.shift, *self.limits)
+        return Joined(self.bases, self.patches, torch.stack(self.at), self.places, self.extent, *factors)
+
     def run(self) -> Tensor:
-        return self._of(self.patches, torch.stack(self.at), self.places, self.extent)
+        return overlay_cat(self.joined)
 
     def of_base(self) -> Tensor:
         """Return what it makes of the bases."""
-        at, size = (
-            torch.zeros(len(self.bases), 1, 2, dtype=torch.long),
-            (self.bases[0].shape[2], self.bases[0].shape[3]),
-        )
+        factors, size = (self.scale, self.shift, *self.limits), (self.bases[0].shape[2], self.bases[0].shape[3])
+        at = torch.zeros(len(self.bases), 1, 2, dtype=torch.long)
         made: Tensor = self.source.result(
-            ("overlay_cat", *self.bases, self.scale, self.shift, self.limits),
-            lambda: self._of(self.bases, at, at[0], size),
+            ("overlay_cat", *self.bases, *factors),
+            lambda: overlay_cat(Joined(self.bases, self.bases, at, at[0], size, *factors)),
         )
         return made
-
-    def _of(self, patches: tuple[Tensor, ...], at: Tensor, places: Tensor, size: Pair) -> Tensor:
-        low, high = self.limits
-        scale, shift = self.scale, self.shift
-        return overlay_cat(self.bases, patches, at, places, size, scale=scale, shift=shift, low=low, high=high)
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -265,6 +288,10 @@ def _conv2d(
     size = window.output((input.form[2], input.form[3]))
     if min(size) < 1:
         return NotImplemented
+    before, like = input.unfinished, Like((1, weight.shape[0], *size), input.dtype, input.device)
+    if native and isinstance(before, _Concatenation) and window == _ONE and groups == 1:
+        input.source.visit(input.spans, size, weight, call.cost)
+        return input.with_values(call.of_base, call._replace(x=before), like=like)
     result = _through_windows(
         input,
         window,
@@ -272,7 +299,7 @@ def _conv2d(
         0.0,
         None if call.native else lambda x: call._replace(x=x, whole=True),
         lambda x: call._replace(x=x),
-        like=Like((1, weight.shape[0], *size), input.dtype, input.device),
+        like=like,
     )
     input.source.visit(result.spans, size, weight, call.cost)
     return result

@@ -10,12 +10,14 @@ from .gram_matrix import gram_matrix
 from .grow_texture import Guide, grow_texture
 from .guided_relu import guided_relu, guided_relu_
 from .occlude import occlude
-from .overlay_cat import overlay_cat
+from .overlay_cat import Joined, conv_cat, overlay_cat
 from .overlay_crop import overlay_crop
 from .winograd_crops import winograd_crops, winograd_kernel
 
 __all__ = [
     "Guide",
+    "Joined",
+    "conv_cat",
     "conv_crops",
     "conv_crops_is_native",
     "crop_patches",

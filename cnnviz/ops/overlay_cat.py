@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _check, _layout
 from ._operator import Operator
+from .conv_crops import _conv_crops
 from .overlay_crop import _overlay_crop
 
 
-def overlay_cat(
-    bases: Sequence[Tensor],
-    patches: Sequence[Tensor],
-    patch_yx: Tensor,
-    crop_yx: Tensor,
-    size: tuple[int, int],
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> Tensor:
-    """Concatenate what `overlay_crop` makes of each base and its patches, n of each: (K, sum of C, *size).
+class Joined(NamedTuple):
+    """Crops of several maps with their patches laid over, side by side in their channels: (K, sum of C, *size).
 
-    It makes what follows a concatenation of maps that changed only inside of a patch each, without making each of them
-    first; channels last, without a gradient.
-
-    Args:
+    Attributes:
         bases: (1, C, H, W) float32, C of each its own.
         patches: (K, C, h, w) float32, h and w of each their own.
         patch_yx: (n, K, 2) int64, first row and column of each patch within the base; on the CPU, otherwise it is
@@ -41,38 +29,87 @@ def overlay_cat(
         shift: (sum of C,) float32, which is then added to them.
         low: what is below after that is set to it; 0 for a ReLU.
         high: what is above is set to it.
+    """
+
+    bases: Sequence[Tensor]
+    patches: Sequence[Tensor]
+    patch_yx: Tensor
+    crop_yx: Tensor
+    size: tuple[int, int]
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def overlay_cat(joined: Joined) -> Tensor:
+    """Concatenate what `overlay_crop` makes of each base and its patches, without making each of them first.
+
+    Channels lie last; without a gradient.
 
     Raises:
         ValueError: shapes or types do not fit.
     """
-    if not bases or len(bases) != len(patches):
+    return _forward(*_checked("overlay_cat", joined))
+
+
+def conv_cat(joined: Joined, kernel: Tensor, bias: Tensor, *, low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """Convolve with a kernel of one pixel what `overlay_cat` makes, without making that: (K, M, *size).
+
+    Channels lie last; without a gradient. Products are summed up in the order of `conv_crops`.
+
+    Args:
+        joined: what is convolved.
+        kernel: what `packed_kernel` makes of (M, sum of C, 1, 1).
+        bias: (M,) float32.
+        low: what is below is set to it; 0 for a ReLU.
+        high: what is above is set to it.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    checked = _checked("conv_cat", joined)
+    channels = sum(base.shape[1] for base in joined.bases)
+    fits = kernel.dim() == 5 and kernel.shape[1:4] == (1, 1, channels) and bias.dim() == 1
+    made = kernel.shape[0] * kernel.shape[-1]
+    if not (fits and made - kernel.shape[-1] < bias.shape[0] <= made and kernel.dtype == bias.dtype == torch.float32):
         raise ValueError(
-            f"overlay_cat: got {len(bases)} bases and {len(patches)} patches, expected as many, at least 1"
+            f"conv_cat: kernel is {_check.told(kernel)} and bias {_check.told(bias)}, expected float32, what "
+            f"`packed_kernel` makes of (M, {channels}, 1, 1), and (M,)"
         )
+    return _convolved(*checked, kernel, bias, float(low), float(high))
+
+
+def _checked(operator: str, joined: Joined) -> tuple[Any, ...]:
+    """Return the parts as the operators take them."""
+    bases, patches, patch_yx, crop_yx, size, scale, shift, low, high = joined
+    if not bases or len(bases) != len(patches):
+        raise ValueError(f"{operator}: got {len(bases)} bases and {len(patches)} patches, expected as many, at least 1")
+    count, sides = crop_yx.shape[0], tuple(bases[0].shape[2:])
     for base, patch in zip(bases, patches, strict=True):
-        _check.floating("overlay_cat", "base", base, "1CHW")
-        _check.floating("overlay_cat", "patch", patch, "KCHW")
-        fits = len(base) == 1 and base.shape[1] == patch.shape[1] and base.shape[2:] == bases[0].shape[2:]
-        if not fits or len(patch) != len(crop_yx) or any(x.dtype != torch.float32 for x in (base, patch)):
+        _check.floating(operator, "base", base, "1CHW")
+        _check.floating(operator, "patch", patch, "KCHW")
+        channels = base.shape[1]
+        fits = base.shape == (1, channels, *sides) and patch.shape[:2] == (count, channels)
+        if not fits or not base.dtype == patch.dtype == torch.float32:
             raise ValueError(
-                f"overlay_cat: base is {tuple(base.shape)} {base.dtype} and patch {tuple(patch.shape)} {patch.dtype}, "
-                f"expected float32, (1, C, {bases[0].shape[2]}, {bases[0].shape[3]}) as the first base is, and "
-                f"({len(crop_yx)}, C, h, w) as there are crops"
+                f"{operator}: base is {_check.told(base)} and patch {_check.told(patch)}, expected float32, "
+                f"(1, C, {sides[0]}, {sides[1]}) as the first base is, and ({count}, C, h, w) as there are crops"
             )
-    crop_yx = _check.corners("overlay_cat", "crop_yx", crop_yx, len(crop_yx))
-    patch_yx = _check.integers("overlay_cat", "patch_yx", patch_yx, (len(bases), len(crop_yx), 2))
-    _check.corners("overlay_cat", "patch_yx", patch_yx.flatten(0, 1), len(bases) * len(crop_yx))
-    _check.have_values("overlay_cat", bases[0], patch_yx=patch_yx, crop_yx=crop_yx)
-    _check.size("overlay_cat", size)
+    crop_yx = _check.corners(operator, "crop_yx", crop_yx, count)
+    patch_yx = _check.integers(operator, "patch_yx", patch_yx, (len(bases), count, 2))
+    _check.corners(operator, "patch_yx", patch_yx.flatten(0, 1), len(bases) * count)
+    _check.have_values(operator, bases[0], patch_yx=patch_yx, crop_yx=crop_yx)
+    _check.size(operator, size)
     channels = sum(base.shape[1] for base in bases)
     if (scale is None) != (shift is None) or any(
         value is not None and (value.shape != (channels,) or value.dtype != torch.float32) for value in (scale, shift)
     ):
         raise ValueError(
-            f"overlay_cat: scale is {_check.told(scale)} and shift {_check.told(shift)}, expected two float32 tensors "
+            f"{operator}: scale is {_check.told(scale)} and shift {_check.told(shift)}, expected two float32 tensors "
             f"({channels},), or neither"
         )
-    return _forward(list(bases), list(patches), patch_yx, crop_yx, list(size), scale, shift, float(low), float(high))
+    return list(bases), list(patches), patch_yx, crop_yx, list(size), scale, shift, float(low), float(high)
 
 
 @torch.library.custom_op("cnnviz::overlay_cat", mutates_args=())
@@ -111,3 +148,46 @@ def _(
 
 
 _forward = Operator(_overlay_cat)
+
+
+@torch.library.custom_op("cnnviz::conv_cat", mutates_args=())
+def _conv_cat(
+    bases: list[Tensor],
+    patches: list[Tensor],
+    patch_yx: Tensor,
+    crop_yx: Tensor,
+    size: list[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    low: float,
+    high: float,
+    kernel: Tensor,
+    bias: Tensor,
+    made_low: float,
+    made_high: float,
+) -> Tensor:
+    x = _overlay_cat(bases, patches, patch_yx, crop_yx, size, scale, shift, low, high)
+    made: Tensor = _conv_crops(x, kernel, bias, [1, 1], [1, 1], made_low, made_high, None)
+    return made
+
+
+@_conv_cat.register_fake
+def _(
+    bases: list[Tensor],
+    patches: list[Tensor],
+    patch_yx: Tensor,
+    crop_yx: Tensor,
+    size: list[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    low: float,
+    high: float,
+    kernel: Tensor,
+    bias: Tensor,
+    made_low: float,
+    made_high: float,
+) -> Tensor:
+    return _layout.empty(bases[0], (crop_yx.shape[0], bias.shape[0], *size), torch.channels_last)
+
+
+_convolved = Operator(_conv_cat)

@@ -19,6 +19,11 @@ IMAGES = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(0), dty
 INDEX = torch.tensor([0, 2, 2, 1])
 WEIGHT = torch.ones(6, 2, 3, 3)
 YX = torch.tensor([[-2, 3], [0, 0], [4, 3], [-9, -9]])
+JOINED = ops.Joined(
+    [torch.ones(1, 2, 5, 4), torch.ones(1, 3, 5, 4)],
+    [torch.ones(4, 2, 2, 3), torch.ones(4, 3, 1, 2)],
+    *(torch.stack([YX, YX + 1]), YX.flip(0), (3, 3), torch.ones(5), torch.ones(5), 0.0, 6.0),
+)
 DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix": ops.gram_matrix,
     "gram_matrix, plain": lambda x: ops.gram_matrix(x, normalise=False),
@@ -63,11 +68,8 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         *(torch.ones(2, 3, 5, 6), ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
         *(-1.0, 10.0, torch.ones(2, 70, 3, 4)),
     ),
-    "overlay_cat": lambda: (
-        [torch.ones(1, 2, 5, 4), torch.ones(1, 3, 5, 4)],
-        [torch.ones(4, 2, 2, 3), torch.ones(4, 3, 1, 2)],
-        *(torch.stack([YX, YX + 1]), YX.flip(0), [3, 3], torch.ones(5), torch.ones(5), 0.0, 6.0),
-    ),
+    "overlay_cat": lambda: JOINED,
+    "conv_cat": lambda: (*JOINED, ops.packed_kernel(torch.ones(70, 5, 1, 1)), torch.ones(70), -1.0, 10.0),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
 
@@ -156,18 +158,20 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
             "expected one kernel for all channels",
         ),
         (
-            lambda: ops.overlay_cat([torch.ones(1, 2, 5, 4)], [], YX[None], YX, (1, 1)),
-            r"got 1 bases and 0 patches, expected as many",
+            lambda: ops.overlay_cat(JOINED._replace(patches=[])),
+            r"got 2 bases and 0 patches, expected as many",
         ),
         (
-            lambda: ops.overlay_cat([torch.ones(1, 2, 5, 4)], [torch.ones(4, 3, 1, 1)], YX[None], YX, (1, 1)),
-            r"base is \(1, 2, 5, 4\) torch.float32 and patch \(4, 3, 1, 1\) .*expected float32, \(1, C, 5, 4\)",
+            lambda: ops.overlay_cat(JOINED._replace(patches=JOINED.patches[::-1])),
+            r"base is \(1, 2, 5, 4\) torch.float32 and patch \(4, 3, 1, 2\) .*expected float32, \(1, C, 5, 4\)",
         ),
         (
-            lambda: ops.overlay_cat(
-                [torch.ones(1, 2, 5, 4)], [torch.ones(4, 2, 1, 1)], YX[None], YX, (1, 1), scale=torch.ones(2)
-            ),
-            r"scale is \(2,\) torch.float32 and shift None, expected two float32 tensors \(2,\), or neither",
+            lambda: ops.overlay_cat(JOINED._replace(shift=None)),
+            r"scale is \(5,\) torch.float32 and shift None, expected two float32 tensors \(5,\), or neither",
+        ),
+        (
+            lambda: ops.conv_cat(JOINED, ops.packed_kernel(torch.ones(6, 4, 1, 1)), torch.ones(6)),
+            r"conv_cat: kernel is \(1, 1, 1, 4, 64\) .* makes of \(M, 5, 1, 1\), and \(M,\)",
         ),
         (lambda: ops.overlay_crop(IMAGES, torch.ones(4, 2, 1, 1).double(), YX, YX, (1, 1)), r"expected \(1, C, H, W\)"),
     ],
