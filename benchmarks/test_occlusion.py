@@ -120,9 +120,15 @@ def test_approximate(case: str, race: Any, device: str) -> None:
 
 
 PHASES = {
-    "convolutions": ("cnnviz::conv_crops", "cnnviz::winograd_crops", "aten::conv2d", "aten::linear"),
+    "convolutions": (
+        "cnnviz::conv_crops",
+        "cnnviz::conv_cat",
+        "cnnviz::winograd_crops",
+        "aten::conv2d",
+        "aten::linear",
+    ),
     "crops": ("cnnviz::crop_patches",),
-    "laying over": ("cnnviz::overlay_crop",),
+    "laying over": ("cnnviz::overlay_crop", "cnnviz::overlay_cat"),
 }
 
 

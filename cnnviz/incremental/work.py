@@ -39,6 +39,9 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             case torch.ops.cnnviz.winograd_crops.default:  # as many as in the plain way
                 self.count += made.numel() * 9 * args[0].shape[1]
                 self.weights += args[1].numel()
+            case torch.ops.cnnviz.conv_cat.default:
+                self.count += made.numel() * args[9].shape[3]
+                self.weights += args[9].numel()
             case torch.ops.aten.addmm.default:
                 self.count += made.numel() * args[1].shape[-1]
                 self.weights += args[2].numel()

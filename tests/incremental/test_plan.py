@@ -37,6 +37,25 @@ def test_a_plan_by_hand() -> None:
     ]
 
 
+class Dense(nn.Module):
+    """Lays what a convolution makes beside its input, for a kernel of one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.norm, self.mix = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(7), nn.Conv2d(7, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix(self.norm(torch.cat([x, self.near(x)], 1)).relu())
+
+
+def test_products_are_counted_where_a_convolution_brings_together_what_it_sees() -> None:
+    steps = plan(Dense().eval(), torch.randn(1, 3, 32, 32), (8, 8))
+    assert [(step.call, step.whole, step.done) for step in steps if step.whole] == [
+        ("conv2d", 4 * 32 * 32 * 27, 4 * 10 * 10 * 27),
+        ("conv2d", 5 * 32 * 32 * 7, 5 * 10 * 10 * 7),
+    ]
+
+
 def test_the_command_shows_it(run: Run) -> None:
     code, out, _ = run("info", "--plan", "resnet18", "--json")
     told = json.loads(out)
