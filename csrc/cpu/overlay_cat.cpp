@@ -59,7 +59,8 @@ class Joined {
 
   // What a row of a crop has of one part: columns [first, last) come from the patch.
   struct Row {
-    const float *under, *over;  // what column 0 of the crop would have
+    const float *base, *patch;
+    int64_t under, over;  // pixels of these that column 0 of the crop would have
     int64_t first, last, channels;
   };
 
@@ -92,9 +93,8 @@ class Joined {
         const Part& part = parts_[p];
         const int64_t patch_row = row - part.corner[2 * crop], patch_left = part.corner[2 * crop + 1] - left;
         const bool on_patch = 0 <= patch_row && patch_row < part.patch_height;
-        const int64_t under = row * map_width_ + left;
-        const int64_t over = (crop * part.patch_height + patch_row) * part.patch_width - patch_left;
-        rows[p] = {part.base + under * part.channels, part.patch + over * part.channels, patch_left,
+        rows[p] = {part.base, part.patch, row * map_width_ + left,
+                   (crop * part.patch_height + patch_row) * part.patch_width - patch_left, patch_left,
                    on_patch ? patch_left + part.patch_width : patch_left, part.channels};
       }
       for (int64_t first = start; first < stop; first += kPixels) {
@@ -105,8 +105,11 @@ class Joined {
           float* out = column;
           for (int64_t x = first; x < last; ++x, out += channels_) {
             const bool there = on_map && 0 <= left + x && left + x < map_width_;
-            const float* from = part.first <= x && x < part.last ? part.over : part.under;
-            put<kScaled>(out, there ? from + x * part.channels : zeros_.data(), part.channels, scale, shift, low_, high_);
+            const bool laid = part.first <= x && x < part.last;
+            const float* from = !there ? zeros_.data()
+                                : laid ? part.patch + (part.over + x) * part.channels
+                                       : part.base + (part.under + x) * part.channels;
+            put<kScaled>(out, from, part.channels, scale, shift, low_, high_);
           }
           column += part.channels;
           if (kScaled) scale += part.channels, shift += part.channels;
@@ -166,7 +169,7 @@ Tensor conv_cat(const std::vector<Tensor>& bases, const std::vector<Tensor>& pat
   const float bottom = static_cast<float>(made_low), top = static_cast<float>(made_high);
   std::vector<Run> runs;
   for (int64_t k = 0; k < channels; k += kChain) runs.push_back({k, std::min(kChain, channels - k)});
-  int64_t block = std::clamp(kGathered / channels / kTiles * kTiles, kTiles, kBlock);
+  int64_t block = std::clamp(kGathered / std::max<int64_t>(1, channels) / kTiles * kTiles, kTiles, kBlock);
   while (block > kTiles && (pixels + block - 1) / block < 8) block = std::max(kTiles, block / 2 / kTiles * kTiles);
   const AddPanel add = add_panel_here();
   parallel_rows((pixels + block - 1) / block, kGrainBytes, [&](int64_t begin, int64_t end) {
