@@ -264,7 +264,7 @@ class Request:
         """
         self.scored = True
         output = self._run(self.inputs.clone())
-        self._reduced(output, torch.arange(len(self.inputs)), unmodified=True)
+        self._reduced(output, torch.arange(len(self.inputs), device="cpu"), unmodified=True)
         return output
 
     def gradient(
@@ -554,7 +554,7 @@ class Request:
         if rows is None:
             if len(x) != len(self.inputs):
                 raise InputError(f"score() got {len(x)} inputs for {len(self.inputs)} samples; give rows=…")
-            index = torch.arange(len(x))
+            index = torch.arange(len(x), device="cpu")
         else:
             index = torch.as_tensor(rows, dtype=torch.long, device="cpu")
             if index.shape != (len(x),):

@@ -140,7 +140,7 @@ def neuron(layer: str, c: int, y: int, x: int) -> Neuron:
 
 def direction(layer: str, vector: Sequence[float] | Tensor) -> Direction:
     """Select a direction in the space of a layer's channels: the mean over space of the product with `vector`, (C,)."""
-    made = torch.as_tensor(vector, dtype=torch.float64).detach().clone()
+    made = torch.as_tensor(vector, dtype=torch.float64, device="cpu").detach().clone()
     if made.dim() != 1 or not bool(torch.isfinite(made).all()):
         raise TargetError(f"direction: got {tuple(made.shape)}, expected one finite number for each channel")
     return Direction(layer, made)
@@ -218,10 +218,10 @@ def resolve(target: Any, count: int | None, labels: Sequence[str] | None) -> Res
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1 or lengths == [0]:
             raise TargetError(f"target: got {' and '.join(map(str, lengths))} classes, expected as many for each input")
-        return torch.tensor(rows, dtype=torch.long)
+        return torch.tensor(rows, dtype=torch.long, device="cpu")
     if callable(target):
         return target  # type: ignore[no-any-return]  # what it returns is checked when it is called
-    return torch.full((count or 1, 1), _class_index(target, labels), dtype=torch.long)
+    return torch.full((count or 1, 1), _class_index(target, labels), dtype=torch.long, device="cpu")
 
 
 def _several(parts: Sequence[Any]) -> Several:

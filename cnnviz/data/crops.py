@@ -71,7 +71,7 @@ class Crops:
         raise InputError(f"none of {count} images can be read; {next(iter(left_out.values()))}")
 
     def _cut(self, image: Image.Image, draws: torch.Generator) -> Tensor:
-        share, down, across, mirrored = torch.rand(4, generator=draws).tolist()
+        share, down, across, mirrored = torch.rand(4, generator=draws, device="cpu").tolist()
         side = min(image.size) * (1 - share / 3)
         left, top = across * (image.width - side), down * (image.height - side)
         box = (left, top, left + side, top + side)
@@ -109,4 +109,4 @@ def _mixed(seed: int, n: int) -> int:
 
 @lru_cache(maxsize=4)
 def _order(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")

@@ -137,7 +137,9 @@ class Explainer:
         provenance = self._provenance(call, time.perf_counter() - started)
         pictures = call.pictures
         if isinstance(result, Gallery) and call.samples is not None and self.technique.inputs == "each":
-            sources = torch.arange(len(call.samples)).repeat_interleave(len(result.images) // len(call.samples))
+            sources = torch.arange(len(call.samples), device="cpu").repeat_interleave(
+                len(result.images) // len(call.samples)
+            )
             result = replace(result, sources=sources)
         if pictures is not None and call.columns > 1:
             pictures = pictures.repeat_interleave(call.columns, 0)

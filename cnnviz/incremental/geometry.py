@@ -50,12 +50,12 @@ class Window:
     def reached(self, spans: Tensor, output: Pair) -> Tensor:
         """Return which outputs see a part of these spans of the input, (K, 2, 2), of a result of this size."""
         kernel, stride, padding, dilation = (
-            torch.tensor(value) for value in (self.kernel, self.stride, self.padding, self.dilation)
+            torch.tensor(value, device="cpu") for value in (self.kernel, self.stride, self.padding, self.dilation)
         )
         first, stop = (spans + padding[:, None]).unbind(2)
         begin = -((-(first - (kernel - 1) * dilation)) // stride)  # rounded up
         end = (stop - 1) // stride + 1
-        ends = torch.tensor(output)
+        ends = torch.tensor(output, device="cpu")
         return torch.stack([torch.minimum(begin.clamp(min=0), ends), torch.minimum(end.clamp(min=0), ends)], 2)
 
     def seen(self, size: Pair) -> Pair:
@@ -70,9 +70,14 @@ class Window:
         if native is None:
             reached = self.reached(spans, output)
             places, size = boxed(reached, output)
-            return Reach(reached, places, size, places * torch.tensor(self.stride) - torch.tensor(self.padding))
+            return Reach(
+                reached,
+                places,
+                size,
+                places * torch.tensor(self.stride, device="cpu") - torch.tensor(self.padding, device="cpu"),
+            )
         spans, count = spans.contiguous(), len(spans)
-        made = torch.empty(8 * count, dtype=torch.long)
+        made = torch.empty(8 * count, dtype=torch.long, device="cpu")
         numbers = [*self.kernel, *self.stride, *self.padding, *self.dilation, *output]
         size = native.reached(spans.data_ptr(), count, numbers, _ALL, made.data_ptr())
         places, corners = made[4 * count :].view(2, count, 2)
@@ -81,7 +86,7 @@ class Window:
 
 def spans_of(places: Tensor, size: Pair) -> Tensor:
     """Return the spans of boxes of one size: (K, 2) to (K, 2, 2), with first row or column and last but one each."""
-    return torch.stack([places, places + torch.tensor(size)], 2)
+    return torch.stack([places, places + torch.tensor(size, device="cpu")], 2)
 
 
 def boxed(spans: Tensor, whole: Pair) -> tuple[Tensor, Pair]:
@@ -92,7 +97,9 @@ def boxed(spans: Tensor, whole: Pair) -> tuple[Tensor, Pair]:
     height, width = (spans[:, :, 1] - spans[:, :, 0]).amax(0).clamp(min=1).tolist()
     if nearly_all(height * width, whole[0] * whole[1]):
         return torch.zeros_like(spans[:, :, 0]), whole
-    return torch.minimum(spans[:, :, 0], torch.tensor(whole) - torch.tensor((height, width))), (height, width)
+    return torch.minimum(
+        spans[:, :, 0], torch.tensor(whole, device="cpu") - torch.tensor((height, width), device="cpu")
+    ), (height, width)
 
 
 def nearly_all(pixels: Any, whole: Any) -> Any:
@@ -113,7 +120,7 @@ def united(spans: list[Tensor], whole: Pair) -> tuple[Tensor, Tensor, Pair]:
     native, count = host(), len(spans[0])
     if native is not None:
         held = [one.contiguous() for one in spans]
-        made = torch.empty(6 * count, dtype=torch.long)
+        made = torch.empty(6 * count, dtype=torch.long, device="cpu")
         size = native.united([one.data_ptr() for one in held], count, whole, _ALL, made.data_ptr())
         return made[: 4 * count].view(count, 2, 2), made[4 * count :].view(count, 2), tuple(size)
     first, stop = torch.stack(spans).unbind(-1)  # (n, K, 2)

@@ -41,9 +41,9 @@ class Layers:
             weights: how many numbers of weights a batch reads.
         """
         known = visits[0][: min(map(len, visits))]  # a network may do otherwise where patches lie elsewhere
-        sizes = torch.tensor([visit.size for visit in known], dtype=torch.long).reshape(-1, 2)
-        costs = torch.tensor([visit.cost for visit in known], dtype=torch.float64)
-        reached = torch.empty(sum(counts), len(known), 2, dtype=torch.long)
+        sizes = torch.tensor([visit.size for visit in known], dtype=torch.long, device="cpu").reshape(-1, 2)
+        costs = torch.tensor([visit.cost for visit in known], dtype=torch.float64, device="cpu")
+        reached = torch.empty(sum(counts), len(known), 2, dtype=torch.long, device="cpu")
         start = 0
         for batch, count in zip(visits, counts, strict=True):
             for layer in range(len(known)):
@@ -78,17 +78,17 @@ def grouped(boxes: Tensor, left: Tensor, seen: Tensor, layers: Layers, together:
     classes, lengths, places = [], [], []
     for axis in (0, 1):
         spans, of_box = torch.unique(boxes[:, 2 * axis : 2 * axis + 2], dim=0, return_inverse=True)
-        longest = torch.zeros(len(spans), len(layers.costs), dtype=torch.long)
+        longest = torch.zeros(len(spans), len(layers.costs), dtype=torch.long, device="cpu")
         for span, reached in zip(of_box[seen].tolist(), layers.reached[:, :, axis], strict=True):
             longest[span] = torch.maximum(longest[span], reached)
         length = spans[:, 1] - spans[:, 0]
         keys = torch.cat([length[:, None], longest], 1).tolist()
-        order = torch.tensor(sorted(range(len(spans)), key=keys.__getitem__))
+        order = torch.tensor(sorted(range(len(spans)), key=keys.__getitem__), device="cpu")
         classes.append(longest[order].double())
         lengths.append(length[order])
         places.append(order.argsort()[of_box[left]])
-    counts = torch.zeros(len(classes[0]), len(classes[1]), dtype=torch.float64)
-    counts.index_put_((places[0], places[1]), torch.ones(len(left), dtype=torch.float64), accumulate=True)
+    counts = torch.zeros(len(classes[0]), len(classes[1]), dtype=torch.float64, device="cpu")
+    counts.index_put_((places[0], places[1]), torch.ones(len(left), dtype=torch.float64, device="cpu"), accumulate=True)
     rows, columns = _merged(classes, lengths, counts, layers, together)
     kinds = rows[places[0]] * (int(columns.max()) + 1) + columns[places[1]]
     return batches(left, kinds, together)
@@ -107,7 +107,7 @@ def _merged(
         batches = (counts / together).ceil()
         return (counts * (pixels @ layers.costs) + batches * layers.overhead).sum(1)
 
-    of = [torch.arange(len(kinds)) for kinds in classes]
+    of = [torch.arange(len(kinds), device="cpu") for kinds in classes]
     while True:
         best, change = None, 0.0
         for axis in (0, 1):

@@ -380,4 +380,4 @@ def laid_over(
 
 def cropped(base: Tensor, corners: Places, size: tuple[int, int], pad: float = 0.0) -> Tensor:
     """Return crops of the base, (K, C, *size)."""
-    return crop_patches(base, torch.zeros(len(corners), dtype=torch.long), corners, size, pad=pad)
+    return crop_patches(base, torch.zeros(len(corners), dtype=torch.long, device="cpu"), corners, size, pad=pad)

@@ -41,7 +41,7 @@ def plan(model: nn.Module, image: Tensor, window: Pair) -> list[Step]:
         Unfollowed: the network does something that patches cannot be taken through, or other things with whole images.
     """
     height, width = window
-    corner = torch.tensor([[(image.shape[2] - height) // 2, (image.shape[3] - width) // 2]])
+    corner = torch.tensor([[(image.shape[2] - height) // 2, (image.shape[3] - width) // 2]], device="cpu")
     patch = image.new_zeros(1, image.shape[1], height, width)
     base = Base()
     with torch.no_grad():

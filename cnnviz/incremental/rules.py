@@ -188,7 +188,7 @@ class _Concatenation(NamedTuple):
     def of_base(self) -> Tensor:
         """Return what it makes of the bases."""
         factors, size = (self.scale, self.shift, *self.limits), (self.bases[0].shape[2], self.bases[0].shape[3])
-        at = torch.zeros(len(self.bases), 1, 2, dtype=torch.long)
+        at = torch.zeros(len(self.bases), 1, 2, dtype=torch.long, device="cpu")
         made: Tensor = self.source.result(
             ("overlay_cat", *self.bases, *factors),
             lambda: overlay_cat(Joined(self.bases, self.bases, at, at[0], size, *factors)),
@@ -212,7 +212,9 @@ class _Concatenation(NamedTuple):
 
 def _ones(weights: Base, channels: int, kind: torch.dtype) -> Tensor:
     """Return the kernels, one for each channel, that leave every pixel as it is."""
-    made: Tensor = weights.result(("ones", channels, kind), lambda: torch.ones(channels, 1, 1, 1, dtype=kind))
+    made: Tensor = weights.result(
+        ("ones", channels, kind), lambda: torch.ones(channels, 1, 1, 1, dtype=kind, device="cpu")
+    )
     return made
 
 
@@ -520,7 +522,8 @@ def _of_both(function: Callable[..., Tensor], a: Patched, b: Patched, given: dic
     spans, places, extent = _around([a, b])
     call = (function.__name__, a.base, b.base, *sorted(given.items()))
     base = a.source.result(call, lambda: function(a.base, b.base, **given))
-    for one, other in ((a, b), (b, a)) if function is torch.add and not given else ():
+    joinable = function is torch.add and not given and a.form == b.form and a.dtype == b.dtype
+    for one, other in ((a, b), (b, a)) if joinable else ():
         before = one.unfinished
         if not (isinstance(before, _Convolution) and before.plain and before.native and before.groups == 1):
             continue
@@ -630,7 +633,7 @@ def _pad(_: Any, input: Any, pad: Sequence[int], mode: str = "constant", value: 
     base = input.source.result(
         ("pad", input.base, tuple(pad), value), lambda: functional.pad(input.base, list(pad), value=value or 0.0)
     )
-    by = torch.tensor((pad[2], pad[0]))
+    by = torch.tensor((pad[2], pad[0]), device="cpu")
     return Patched(base, input.patch, input.places + by, input.source, spans=input.spans + by[:, None])
 
 
@@ -648,7 +651,7 @@ def _interpolate(
     if [factor * side for factor, side in zip(times, input.base.shape[2:], strict=True)] != list(base.shape[2:]):
         return NotImplemented
     patch = input.patch.repeat_interleave(times[0], 2).repeat_interleave(times[1], 3)
-    by = torch.tensor(times)
+    by = torch.tensor(times, device="cpu")
     return Patched(base, patch, input.places * by, input.source, spans=input.spans * by[:, None])
 
 

@@ -96,7 +96,7 @@ class Changes:
             run.surveying = False
             survey = request.once(("incremental", "survey", sample), lambda: run.survey(whole.weights))
             if wanted is None:
-                rest = run.missing(torch.arange(len(self.boxes)))
+                rest = run.missing(torch.arange(len(self.boxes), device="cpu"))
                 run(request.once(("incremental", "batches", sample), lambda: survey.grouped(self, rest, together)))
                 return run.scores()
             run.shared = False  # another target may want others
@@ -123,12 +123,12 @@ class Changes:
         height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
         if height * width == 0:  # one pixel of the image itself, so that it is run as the others are
             patch = self.image[:, :, :1, :1].repeat(len(numbers), 1, 1, 1)
-            return Patched(self.image, patch, torch.zeros(len(numbers), 2, dtype=torch.long), base)
+            return Patched(self.image, patch, torch.zeros(len(numbers), 2, dtype=torch.long, device="cpu"), base)
         return Patched(self.image, self.patches(numbers, (height, width)), boxes[:, ::2].contiguous(), base)
 
     def _batches(self, numbers: list[int], together: int) -> list[Tensor]:
         """Return boxes in batches of one size each."""
-        chosen = torch.tensor(numbers, dtype=torch.long)
+        chosen = torch.tensor(numbers, dtype=torch.long, device="cpu")
         sizes = self.boxes[chosen, 1::2] - self.boxes[chosen, ::2]
         return batches(chosen, torch.unique(sizes, dim=0, return_inverse=True)[1], together)
 
@@ -226,7 +226,7 @@ class _Run:
 
     def missing(self, numbers: Tensor) -> Tensor:
         """Return those of the boxes of these numbers that were not run, in order."""
-        left = torch.zeros(len(self._changes.boxes), dtype=torch.bool).index_fill_(0, numbers, True)
+        left = torch.zeros(len(self._changes.boxes), dtype=torch.bool, device="cpu").index_fill_(0, numbers, True)
         return left.index_fill_(0, torch.cat(self._order), False).nonzero()[:, 0]
 
     def scores(self) -> Tensor:

@@ -50,7 +50,7 @@ class Principal:
             k: how many; D are found where there are no more.
             seed: of the first directions.
         """
-        count, total, squares = 0, torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        count, total, squares = 0, torch.zeros((), device="cpu"), torch.zeros((), dtype=torch.float64, device="cpu")
         for piece in vectors():
             count += len(piece)
             total = total + piece.double().sum(0)
@@ -58,7 +58,7 @@ class Principal:
         mean = total / count
         width = len(mean)
         draws = torch.Generator().manual_seed(seed)
-        block = torch.randn(width, min(k + _SPARE, width), generator=draws, dtype=torch.float64)
+        block = torch.randn(width, min(k + _SPARE, width), generator=draws, dtype=torch.float64, device="cpu")
         blocks = []
         for _ in range(_PASSES):
             block = torch.linalg.qr(_scattered(vectors, mean, block)).Q

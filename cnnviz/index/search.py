@@ -45,10 +45,10 @@ def nearest(
     check(k, metric)
     wanted = k + _SPARE
     # Distances do not change, and fewer digits are lost to lengths.
-    centre = queries.double().mean(0) if metric == "euclidean" else torch.zeros(())
+    centre = queries.double().mean(0) if metric == "euclidean" else torch.zeros((), device="cpu")
     centred = (queries - centre).float()
     near = queries.new_empty((len(queries), 0), dtype=torch.float32)
-    numbers = torch.empty((len(queries), 0), dtype=torch.long)
+    numbers = torch.empty((len(queries), 0), dtype=torch.long, device="cpu")
     first, longest = 0, 0.0
     for piece in vectors():
         longest = max(longest, float((piece - centre).norm(dim=1).max()))
@@ -57,7 +57,7 @@ def nearest(
         near, order = near.topk(min(wanted, near.shape[1]), 1, largest=False)
         numbers = numbers.gather(1, order)
         first += len(piece)
-    exact = torch.full(numbers.shape, torch.inf, dtype=torch.float64)
+    exact = torch.full(numbers.shape, torch.inf, dtype=torch.float64, device="cpu")
     first = 0
     for piece in vectors():
         inside = (numbers >= first) & (numbers < first + len(piece)) & near.isfinite()
@@ -68,7 +68,9 @@ def nearest(
     numbers, order = numbers.sort(1)
     exact, order = exact.gather(1, order).sort(dim=1, stable=True)
     numbers = numbers.gather(1, order)
-    unsure = _unsure(near, k, _rounding(centred, longest, metric)) if first > wanted else torch.empty(0).long()
+    unsure = (
+        _unsure(near, k, _rounding(centred, longest, metric)) if first > wanted else torch.empty(0, device="cpu").long()
+    )
     if len(unsure):
         rest = _by_all(queries[unsure], vectors, wanted, metric, None if skip is None else skip[unsure])
         exact[unsure], numbers[unsure] = rest
@@ -115,12 +117,12 @@ def _by_all(
     queries: Tensor, vectors: Callable[[], Iterable[Tensor]], wanted: int, metric: Metric, skip: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return distances and numbers of the nearest by the distances of all, in double precision."""
-    best = torch.empty(len(queries), 0, dtype=torch.float64)
-    numbers = torch.empty(len(queries), 0, dtype=torch.long)
+    best = torch.empty(len(queries), 0, dtype=torch.float64, device="cpu")
+    numbers = torch.empty(len(queries), 0, dtype=torch.long, device="cpu")
     first = 0
     for piece in vectors():
         away = torch.stack([_distance(query.expand_as(piece), piece, metric) for query in queries])
-        own = torch.arange(first, first + len(piece)).expand(len(queries), -1)
+        own = torch.arange(first, first + len(piece), device="cpu").expand(len(queries), -1)
         if skip is not None:
             away = away.masked_fill(own == skip[:, None], torch.inf)
         best, order = torch.cat([best, away], 1).sort(dim=1, stable=True)  # the first of equals stays the first

@@ -277,7 +277,7 @@ class Index:
             return (rows.flatten(1) / 255 if pixels else rows for rows in self.rows(name))
 
         check_width(queries, next(iter(vectors())).shape[1])
-        left = None if skip is None else torch.as_tensor(skip)
+        left = None if skip is None else torch.as_tensor(skip, device="cpu")
         return nearest_vectors(queries.cpu(), vectors, k, "euclidean" if pixels else metric, skip=left)
 
     def find(self, queries: Tensor, k: int, **given: Any) -> list[list[Found]]:
@@ -301,7 +301,7 @@ class Index:
         if not labelled:
             raise InputError(f"the images of the index in '{self.folder}' have no labels; build it with --labels")
         numbers = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
-        label = torch.tensor([numbers[name] for name in self.labels])
+        label = torch.tensor([numbers[name] for name in self.labels], device="cpu")
         queries = self.vectors(labelled, layer, pixels=pixels)
         _, rows = self.search(queries, k, metric=metric, layer=layer, pixels=pixels, skip=labelled)
         return float((label[rows] == label[labelled, None]).double().mean())

@@ -35,7 +35,9 @@ class Strongest:
     @classmethod
     def none(cls, top: int, channels: int) -> Strongest:
         """Return a tally of nothing."""
-        return cls(torch.full((top, channels), -torch.inf), torch.full((top, channels, 3), -1))
+        return cls(
+            torch.full((top, channels), -torch.inf, device="cpu"), torch.full((top, channels, 3), -1, device="cpu")
+        )
 
     @classmethod
     def of(cls, maps: Tensor, first: int) -> Strongest:
@@ -77,7 +79,7 @@ class Histogram:
     @classmethod
     def none(cls, channels: int) -> Histogram:
         """Return a histogram of nothing."""
-        return cls(torch.zeros(channels, BINS, dtype=torch.long))
+        return cls(torch.zeros(channels, BINS, dtype=torch.long, device="cpu"))
 
     def add(self, maps: Tensor) -> None:
         """Count the values of maps, (N, C, h, w)."""
@@ -119,6 +121,6 @@ def _bins(values: Tensor) -> Tensor:
 
 def _middles() -> Tensor:
     """Return the value that each bin stands for, (BINS,)."""
-    edges = ((torch.arange(_STEPS + 1, dtype=torch.int32) + _BASE) << _SHIFT).view(torch.float32)
+    edges = ((torch.arange(_STEPS + 1, dtype=torch.int32, device="cpu") + _BASE) << _SHIFT).view(torch.float32)
     positive = (edges[:-1] + edges[1:]) / 2
-    return torch.cat([-positive.flip(0), torch.zeros(1), positive])
+    return torch.cat([-positive.flip(0), torch.zeros(1, device="cpu"), positive])

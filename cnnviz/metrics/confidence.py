@@ -37,7 +37,7 @@ def _scores(case: Case) -> tuple[Tensor, Tensor]:
     unit = (strength - low) / (high - low).clamp(min=torch.finfo(strength.dtype).tiny)
     images, count = request.inputs, len(strength)
     masks = torch.cat([torch.ones_like(images[:, 0]), case.as_maps(unit).to(images)])[:, None]
-    rows = torch.arange(count).repeat(2)
+    rows = torch.arange(count, device="cpu").repeat(2)
 
     def shown(start: int, stop: int) -> Tensor:
         return images[rows[start:stop].to(images.device)] * masks[start:stop]

@@ -144,7 +144,7 @@ class _Record:
             )
         if error is not None:
             self._errors.setdefault((label, name), error)
-        parts.append(made or Measurement(torch.full((len(images),), math.nan)))
+        parts.append(made or Measurement(torch.full((len(images),), math.nan, device="cpu")))
 
     def evaluation(self, count: int) -> Evaluation:
         """Return all of it.
@@ -186,7 +186,10 @@ def _joined(parts: list[Measurement]) -> Measurement:
     if model is None or model.places is None:
         return Measurement(values)
     width = len(model.places)
-    curves = [torch.full((len(part.values), width), math.nan) if part.curves is None else part.curves for part in parts]
+    curves = [
+        torch.full((len(part.values), width), math.nan, device="cpu") if part.curves is None else part.curves
+        for part in parts
+    ]
     return Measurement(values, torch.cat(curves), model.places, model.axes)
 
 

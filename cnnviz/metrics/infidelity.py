@@ -50,7 +50,7 @@ def infidelity(case: Case, options: InfidelityOptions) -> Tensor:
     for start in range(0, options.samples, _AT_ONCE):
         stop = min(start + _AT_ONCE, options.samples)
         expected, changed = draw(stop - start)
-        rows = torch.arange(count).repeat_interleave(stop - start)
+        rows = torch.arange(count, device="cpu").repeat_interleave(stop - start)
         share = start / options.samples, stop / options.samples
         scores = request.sweep(changed, len(rows), rows, share=share).double()
         foretold.append(expected)
@@ -82,11 +82,11 @@ def _windows(case: Case, options: InfidelityOptions) -> _Draw:
     cover = case.request.baseline(options.baseline)
 
     def draw(draws: int) -> tuple[Tensor, Callable[[int, int], Tensor]]:
-        top = torch.randint(height - rows + 1, (draws,), generator=generator)
-        left = torch.randint(width - columns + 1, (draws,), generator=generator)
+        top = torch.randint(height - rows + 1, (draws,), generator=generator, device="cpu")
+        left = torch.randint(width - columns + 1, (draws,), generator=generator, device="cpu")
         bottom, right = top + rows, left + columns
         foretold = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
-        owner = torch.arange(count).repeat_interleave(draws)
+        owner = torch.arange(count, device="cpu").repeat_interleave(draws)
         boxes = torch.stack([top, bottom, left, right], 1).repeat(count, 1)
         windows = torch.cat([owner[:, None], boxes], 1)
         return foretold, lambda start, stop: occlude(images, windows[start:stop], cover)
@@ -101,7 +101,7 @@ def _noise(case: Case, options: InfidelityOptions) -> _Draw:
     flat = values.flatten(1).double()
 
     def draw(draws: int) -> tuple[Tensor, Callable[[int, int], Tensor]]:
-        noise = torch.randn(draws, *images.shape[1:], generator=generator).to(images) * options.noise
+        noise = torch.randn(draws, *images.shape[1:], generator=generator, device="cpu").to(images) * options.noise
         # One map for all channels counts for each of them.
         summed = noise if values.shape[1] == noise.shape[1] else noise.sum(1, keepdim=True)
         place = torch.arange(len(images) * draws, device=images.device)

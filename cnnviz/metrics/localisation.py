@@ -43,7 +43,7 @@ def box_energy(case: Case, options: Options) -> Tensor:  # noqa: ARG001  # every
 def _boxed(case: Case) -> Tensor:
     """Return which samples have a box, (N,)."""
     assert case.boxes is not None  # declared so
-    return torch.tensor([len(boxes) > 0 for boxes in case.boxes])
+    return torch.tensor([len(boxes) > 0 for boxes in case.boxes], device="cpu")
 
 
 def _inside(case: Case, margin: float) -> Tensor:

@@ -66,7 +66,7 @@ def measure(
         torch.Size([2, 5])
     """
     judge = Judge(model, metric, memory=memory, **options)
-    explained = torch.as_tensor(explained) if isinstance(explained, numpy.ndarray) else explained
+    explained = torch.as_tensor(explained, device="cpu") if isinstance(explained, numpy.ndarray) else explained
     explainer = None if isinstance(explained, (Heatmap, Tensor)) else explainer_of(model, explained, memory)
     if explainer is not None:
         explained = heatmap_of(explainer, inputs, target, seed=seed, progress=progress)
@@ -198,7 +198,7 @@ def checked_boxes(boxes: Boxes, count: int) -> tuple[Tensor, ...]:
     for i, given in enumerate(boxes):
         told = f"boxes of input {i}: got {given!r}, expected (k, 4): left, top, right and bottom, in this order"
         try:
-            box = torch.as_tensor(given, dtype=torch.float64)
+            box = torch.as_tensor(given, dtype=torch.float64, device="cpu")
         except (RuntimeError, TypeError, ValueError) as error:
             raise InputError(told) from error
         box = box.reshape(0, 4) if box.numel() == 0 else box

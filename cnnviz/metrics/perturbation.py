@@ -56,7 +56,12 @@ def _curves(case: Case, options: DeletionOptions, *, inserting: bool) -> Measure
     images, maps = case.request.inputs, case.maps
     count, (height, width) = len(images), maps.shape[1:]
     ranks = maps.flatten(1).argsort(stable=True, dim=1, descending=True).argsort(1)
-    counts = torch.linspace(0, height * width, options.steps + 1, dtype=torch.float64).round().long().to(images.device)
+    counts = (
+        torch.linspace(0, height * width, options.steps + 1, dtype=torch.float64, device="cpu")
+        .round()
+        .long()
+        .to(images.device)
+    )
     empty = _empty(case, options)
     owner = torch.arange(count, device=images.device).repeat_interleave(len(counts))
     moved = counts.repeat(count)

@@ -50,7 +50,7 @@ def parameter_randomisation(case: Case, options: RandomisationOptions) -> Measur
     flat = before.flatten(1)
     curves[flat.amax(1) == flat.amin(1)] = torch.nan
     axes = ("layers randomised, from the last", "rank correlation")
-    return Measurement(curves[:, -1].abs(), curves, torch.tensor(stops), axes)
+    return Measurement(curves[:, -1].abs(), curves, torch.tensor(stops, device="cpu"), axes)
 
 
 def _with_own_weights(model: nn.Module) -> nn.Module:
@@ -76,13 +76,13 @@ def _from_the_last(case: Case, net: nn.Module) -> list[nn.Module]:
 def _randomise(module: nn.Module, draw: str, generator: torch.Generator) -> None:
     reset = getattr(module, "reset_parameters", None)
     if draw == "reset" and callable(reset):
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         with own_randomness(next(module.parameters()).device, seed), torch.no_grad():
             reset()
         return
     with torch.no_grad():
         for weight in module.parameters(recurse=False):
-            mixed = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            mixed = torch.randperm(weight.numel(), generator=generator, device="cpu").to(weight.device)
             weight.copy_(weight.flatten()[mixed].reshape(weight.shape))
 
 

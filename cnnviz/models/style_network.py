@@ -107,7 +107,7 @@ class StyleNetwork(nn.Module):
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
-                    drawn = torch.empty(module.weight.shape)
+                    drawn = torch.empty(module.weight.shape, device="cpu")
                     nn.init.kaiming_normal_(drawn, nonlinearity="relu", generator=generator)
                     module.weight.copy_(drawn)
                     if module.bias is not None:

@@ -81,7 +81,7 @@ def grow_texture(
         guide = Guide(none(0, *sources.shape), none(0, *sample.shape[1:]), offsets[:0], none(0))
     guide = guide._replace(offsets=_check.integers(_NAME, "guide.offsets", guide.offsets, ("U", 2)))
     _check.have_values(_NAME, sample, sources=sources, places=places, offsets=offsets)
-    _like("draws", draws, (len(places),), torch.empty(0, dtype=torch.float64))
+    _like("draws", draws, (len(places),), torch.empty(0, dtype=torch.float64, device="cpu"))
     _like("weights", weights, (len(offsets),), sample)
     _like("guide.canvas", guide.canvas, (None, *sources.shape), sample)
     _like("guide.sample", guide.sample, (len(guide.canvas), *sample.shape[1:]), sample)
@@ -184,7 +184,7 @@ def _grow_texture(
         near = (distances <= distances.min() * (1 + tolerance)).flatten().nonzero()[:, 0]
         row, column = divmod(int(near[int(draw * len(near))]), columns)
         chosen[place] = first + row * sample.shape[2] + column
-    return torch.tensor(chosen, dtype=torch.int64).view(sources.shape)
+    return torch.tensor(chosen, dtype=torch.int64, device="cpu").view(sources.shape)
 
 
 class _Window:

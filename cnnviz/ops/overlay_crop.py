@@ -55,7 +55,7 @@ def _overlay_crop(
     under = _crop_patches(base, zeros, crop_yx, size, pad)
     # The crop's pixels in the patch's own coordinates: a crop out of the patch, and where that lies inside it.
     relative = crop_yx - patch_yx
-    each = torch.arange(count)
+    each = torch.arange(count, device="cpu")
     over = _crop_patches(patch, each, relative, size, 0.0)
     covered = _crop_patches(torch.ones_like(patch[:1, :1]), zeros, relative, size, 0.0).bool()
     on_base = _crop_patches(torch.ones_like(base[:, :1]), zeros, crop_yx, size, 0.0).bool()

@@ -55,8 +55,8 @@ def settle(points: Tensor, side: int, first: Sequence[int] = ()) -> dict[int, in
     away = (places - own).square().sum(1)
     away[list(first)] -= 1
     order = away.argsort(stable=True).tolist()
-    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
-    taken = torch.zeros(len(cells), dtype=torch.bool)
+    cells = torch.cartesian_prod(torch.arange(side, device="cpu"), torch.arange(side, device="cpu")).double()
+    taken = torch.zeros(len(cells), dtype=torch.bool, device="cpu")
     found: dict[int, int] = {}
     for number, point in enumerate(order):
         cell = int(own[point, 0] * side + own[point, 1])

@@ -92,7 +92,7 @@ class Fourier:
 
 def _spectrum(size: tuple[int, int]) -> Tensor:
     """Return the amplitude of each frequency in a photograph, (H, W // 2 + 1): inverse to the frequency."""
-    rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])[None]
+    rows, columns = torch.fft.fftfreq(size[0], device="cpu")[:, None], torch.fft.rfftfreq(size[1], device="cpu")[None]
     frequency = (rows**2 + columns**2).sqrt()
     # The constant is given the amplitude of the lowest wave. The factor makes a step of 0.05 a good one.
     amplitude: Tensor = 0.25 / frequency.clamp(min=1 / max(size))
@@ -101,5 +101,5 @@ def _spectrum(size: tuple[int, int]) -> Tensor:
 
 # From decorrelated colours to RGB: the square root of the colours' covariance over ImageNet, whose largest column is
 # given length 1; the figures are lucid's (Apache 2.0).
-_COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+_COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], device="cpu")
 _COLOURS = _COLOURS / _COLOURS.norm(dim=0).max()

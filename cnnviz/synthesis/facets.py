@@ -21,7 +21,7 @@ def clusters(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _from_a_start(points: Tensor, count: int, generator: torch.Generator) -> tuple[float, Tensor]:
     """Return the sum of squared distances from the centres, and the clusters."""
-    centres = points[torch.randint(len(points), (1,), generator=generator)]
+    centres = points[torch.randint(len(points), (1,), generator=generator, device="cpu")]
     while len(centres) < count:
         apart = torch.cdist(points, centres).amin(1).square().double().cpu()
         # Points that coincide with a centre are drawn only where all do.

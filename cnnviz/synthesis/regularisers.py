@@ -42,7 +42,7 @@ def total_variation(x: Tensor, power: float = 2.0) -> Tensor:
 def blur(sigma: float) -> Edit:
     """Return an edit that blurs with a Gaussian of standard deviation `sigma`, in pixels, mirrored at the border."""
     radius = max(1, math.ceil(3 * sigma))
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu") / sigma) ** 2)
     weights /= weights.sum()
 
     def edit(x: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG001  # an edit takes both

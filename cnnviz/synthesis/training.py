@@ -99,7 +99,9 @@ class Training:
         self.names = _names(options.styles)
         self.pictures = [_sized(image, options.style_size, "styles").to(self.device) for image in options.styles]
         self.layers, self.styles = self._wanted()
-        example = self.units.normalise(torch.zeros(1, 3, options.size, options.size)).to(self.device, model.dtype)
+        example = self.units.normalise(torch.zeros(1, 3, options.size, options.size, device="cpu")).to(
+            self.device, model.dtype
+        )
         with telling(model.name, example):
             known = lender.survey(example)
         know_calls(model.module, known.counts if known.fixed else {})
@@ -208,7 +210,7 @@ class Training:
         """Write the network as it is, and the sample pictures in each style."""
         self.network.about = self._about()
         self.network.save(self.folder / NETWORK)
-        shown = [torch.ones(1, 3, 1, 1), *self.pictures]
+        shown = [torch.ones(1, 3, 1, 1, device="cpu"), *self.pictures]
         mixes = torch.eye(len(self.styles), device=self.device)
         for sample in samples:
             with torch.no_grad(), self._arithmetic():

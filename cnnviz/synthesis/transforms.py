@@ -20,7 +20,7 @@ def jitter(pixels: int) -> Transform:
     """Return a transform that shifts by up to so many pixels each way; what leaves on one side enters on the other."""
 
     def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-        down, right = torch.randint(-pixels, pixels + 1, (2,), generator=generator).tolist()
+        down, right = torch.randint(-pixels, pixels + 1, (2,), generator=generator, device="cpu").tolist()
         return x.roll((down, right), (2, 3))
 
     return shift
@@ -33,7 +33,7 @@ def affine(scale: float, degrees: float) -> Transform:
     """
 
     def move(x: Tensor, generator: torch.Generator) -> Tensor:
-        by, turn = (2 * torch.rand(2, generator=generator, dtype=torch.float64) - 1).tolist()
+        by, turn = (2 * torch.rand(2, generator=generator, dtype=torch.float64, device="cpu") - 1).tolist()
         zoom, angle = (1 + scale) ** by, math.radians(degrees * turn)
         ratio = x.shape[3] / x.shape[2]  # the grid's units are half the picture's sides
         rows = [

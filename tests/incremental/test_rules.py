@@ -313,6 +313,7 @@ def _waiting() -> dict[str, Net]:
         "normalised after": lambda x: norm(wide(near(x)) + near(x)),
         "normalised before": lambda x: F.relu(norm(wide(near(x))) + near(x)),
         "cut off before": lambda x: F.relu(wide(near(x))) + near(x),
+        "a single channel": lambda x: wide(near(x)) + near(x)[:, :1],
         "scaled sum": lambda x: torch.add(wide(near(x)), near(x), alpha=0.5),
         "kernels for each": lambda x: F.relu(each(near(x)) + near(x)),
         "itself": lambda x: F.relu((made := wide(near(x))) + made),

@@ -51,7 +51,7 @@ def cam(request: Request, options: CamOptions) -> Tensor:
     maps = request.once("class maps", class_maps)
     classes = request.classes()
     assert classes is not None
-    return maps[torch.arange(len(maps)), classes.to(maps.device)][:, None]
+    return maps[torch.arange(len(maps), device="cpu"), classes.to(maps.device)][:, None]
 
 
 @hookimpl

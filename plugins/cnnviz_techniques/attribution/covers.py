@@ -91,7 +91,7 @@ def _modes(count: int, first: bool, last: bool) -> tuple[Tensor, Tensor]:
         first: whether there is a neighbour before them.
         last: whether there is one after them.
     """
-    differences = torch.zeros(count, count, dtype=torch.double)
+    differences = torch.zeros(count, count, dtype=torch.double, device="cpu")
     differences.diagonal().fill_(2)
     differences.diagonal(1).fill_(-1)
     differences.diagonal(-1).fill_(-1)
@@ -108,14 +108,14 @@ def blurred(images: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def _gaussian(side: int, deviation: float) -> Tensor:
-    places = torch.arange(side, dtype=torch.double)
+    places = torch.arange(side, dtype=torch.double, device="cpu")
     weights = (-0.5 * ((places - places[:, None]) / deviation).square()).exp()
     return weights / weights.sum(1, keepdim=True)
 
 
 def noise(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return normal noise of each image's own mean and standard deviation, channel by channel; drawn once for all."""
-    drawn = torch.randn(images.shape[1:], generator=generator, dtype=torch.double).to(images)
+    drawn = torch.randn(images.shape[1:], generator=generator, dtype=torch.double, device="cpu").to(images)
     deviation, mean = torch.std_mean(images, (2, 3), correction=0, keepdim=True)
     return mean + deviation * drawn
 

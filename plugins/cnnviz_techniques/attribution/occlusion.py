@@ -71,7 +71,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
         )
     rows = _spans(height, options.window[0], options.stride[0])
     columns = _spans(width, options.window[1], options.stride[1])
-    boxes = torch.tensor([(*row, *column) for row in rows for column in columns])
+    boxes = torch.tensor([(*row, *column) for row in rows for column in columns], device="cpu")
     cover = Cover(request, options.baseline, options.window)
     windows = _Windows(boxes, len(rows), len(columns), options)
     request.base_scores()  # of the images as they were given, which are told beside the map
@@ -101,12 +101,12 @@ class _Windows:
 
         From coarse to fine: where the corners of a cell differ by more than the tolerance, those between are wanted.
         """
-        grid, numbers = drops.reshape(self.size).cpu(), torch.arange(len(drops)).reshape(self.size)
+        grid, numbers = drops.reshape(self.size).cpu(), torch.arange(len(drops), device="cpu").reshape(self.size)
         known = drops[~drops.isnan()]
         enough = self._tolerance * float(known.max() - known.min()) if len(known) else 0.0
         steps = self._steps
         axes = [_Axis(count, step) for count, step in zip(self.size, steps, strict=True)]
-        wanted = torch.ones(len(axes[0].at), len(axes[1].at), dtype=torch.bool)
+        wanted = torch.ones(len(axes[0].at), len(axes[1].at), dtype=torch.bool, device="cpu")
         made = torch.zeros_like(wanted, dtype=grid.dtype)
         while True:
             down, across = axes
@@ -127,8 +127,8 @@ class _Axis:
     """Every few windows along one axis, and the last: `at` are their numbers, `ends` those of each cell's two in it."""
 
     def __init__(self, count: int, step: int) -> None:
-        self.at = torch.tensor(sorted({*range(0, count, step), count - 1}))
-        first = torch.arange(max(1, len(self.at) - 1))
+        self.at = torch.tensor(sorted({*range(0, count, step), count - 1}), device="cpu")
+        first = torch.arange(max(1, len(self.at) - 1), device="cpu")
         self.ends = first, (first + 1).clamp(max=len(self.at) - 1)
 
     def cells(self, finer: _Axis) -> Tensor:
@@ -138,7 +138,7 @@ class _Axis:
 
     def between(self, finer: _Axis) -> Tensor:
         """Return the weights of linear interpolation at the windows of a finer axis, (finer, these)."""
-        steps = torch.eye(len(self.at), dtype=torch.double)
+        steps = torch.eye(len(self.at), dtype=torch.double, device="cpu")
         cell = (torch.searchsorted(self.at, finer.at) - 1).clamp(0, len(self.ends[0]) - 1)
         left, right = (end[cell] for end in self.ends)
         share = (finer.at - self.at[left]) / (self.at[right] - self.at[left]).clamp(min=1)
@@ -164,7 +164,9 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
         numbers, count = torch.cat(wanted), sum(map(len, wanted))
         if not count:
             return drops
-        owner = torch.arange(len(images)).repeat_interleave(torch.tensor([len(one) for one in wanted]))
+        owner = torch.arange(len(images), device="cpu").repeat_interleave(
+            torch.tensor([len(one) for one in wanted], device="cpu")
+        )
         chosen = torch.cat([owner[:, None], windows.boxes[numbers]], 1)
 
         def covered(start: int, stop: int, chosen: Tensor = chosen) -> Tensor:
@@ -235,7 +237,7 @@ def _mean_over_windows(
 
 def _membership(spans: list[tuple[int, int]], size: int) -> Tensor:
     """Return which window covers which pixel of an axis: (windows, size) of 0 and 1."""
-    member = torch.zeros(len(spans), size)
+    member = torch.zeros(len(spans), size, device="cpu")
     for window, (start, stop) in enumerate(spans):
         member[window, start:stop] = 1
     return member

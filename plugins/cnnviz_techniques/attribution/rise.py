@@ -41,12 +41,14 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
         drawn = masks.draw(min(masks.chunk, options.masks - used))
         share = used / options.masks, (used + len(drawn)) / options.masks
         used += len(drawn)
-        owner = torch.tensor(waiting).repeat(len(drawn))
+        owner = torch.tensor(waiting, device="cpu").repeat(len(drawn))
 
         def shown(
             start: int, stop: int, drawn: Tensor = drawn, owner: Tensor = owner, each: int = len(waiting)
         ) -> Tensor:
-            return x[owner[start:stop].to(x.device)] * drawn[torch.arange(start, stop).to(x.device) // each]
+            return (
+                x[owner[start:stop].to(x.device)] * drawn[torch.arange(start, stop, device="cpu").to(x.device) // each]
+            )
 
         # With a tolerance some targets stop before others.
         common = options.tolerance is None
@@ -64,7 +66,7 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
     return Heatmap(
         values=torch.stack([value for value, _ in made])[:, None].to(x),
         errors=torch.stack([error for _, error in made])[:, None].to(x),
-        draws=torch.tensor([one.count for one in sums]),
+        draws=torch.tensor([one.count for one in sums], device="cpu"),
     )
 
 
@@ -83,9 +85,14 @@ class _Masks:
 
     def draw(self, count: int) -> Tensor:
         """Return the next masks, (count, 1, H, W) between 0 and 1."""
-        grids = (torch.rand(count, *self.options.cells, generator=self.generator) < self.options.keep).float()
+        grids = (
+            torch.rand(count, *self.options.cells, generator=self.generator, device="cpu") < self.options.keep
+        ).float()
         down, across = (
-            table[torch.randint(step, (count, 1), generator=self.generator) + torch.arange(side)]
+            table[
+                torch.randint(step, (count, 1), generator=self.generator, device="cpu")
+                + torch.arange(side, device="cpu")
+            ]
             for table, step, side in zip(self.tables, self.steps, self.size, strict=True)
         )
         made = down @ grids @ across.mT
@@ -94,7 +101,7 @@ class _Masks:
 
 def _enlarging(cells: int, size: int) -> Tensor:
     """Return the weights of bilinear interpolation along one axis, (size, cells)."""
-    unit = torch.eye(cells)[:, None]
+    unit = torch.eye(cells, device="cpu")[:, None]
     return torch.nn.functional.interpolate(unit, size, mode="linear", align_corners=False)[:, 0].T
 
 

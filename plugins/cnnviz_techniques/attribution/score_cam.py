@@ -23,7 +23,7 @@ def score_cam(request: Request, options: GradCamOptions) -> Tensor:
     if not isinstance(maps, Tensor) or maps.dim() != 4:
         raise LayerError(f"layer '{request.layer}' returns no maps (N, C, h, w); name a spatial layer")
     x, (count, channels) = request.inputs, maps.shape[:2]
-    owner = torch.arange(count).repeat_interleave(channels)
+    owner = torch.arange(count, device="cpu").repeat_interleave(channels)
     masks = maps.flatten(0, 1)[:, None]
 
     def shown(start: int, stop: int) -> Tensor:

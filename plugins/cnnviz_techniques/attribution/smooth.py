@@ -29,7 +29,7 @@ def smooth_gradient(
     span = x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True)
 
     def noisy(_: int) -> Tensor:
-        drawn = torch.randn(x.shape[1:], generator=request.generator, dtype=torch.float32)
+        drawn = torch.randn(x.shape[1:], generator=request.generator, dtype=torch.float32, device="cpu")
         return x + options.noise * span * drawn.to(x)
 
     return request.gradient(noisy, [1 / options.samples] * options.samples, rule=rule)

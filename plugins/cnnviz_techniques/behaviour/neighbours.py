@@ -70,7 +70,7 @@ def _nearest(request: Request, options: NeighboursOptions, index: Index | None, 
     metric = "euclidean" if pixels else options.metric
     if index is not None:
         return index.search(values, options.k, metric=metric, layer=request.layer, pixels=pixels)
-    return nearest(values, lambda: [values], options.k, metric, skip=torch.arange(len(values)))
+    return nearest(values, lambda: [values], options.k, metric, skip=torch.arange(len(values), device="cpu"))
 
 
 @hookimpl

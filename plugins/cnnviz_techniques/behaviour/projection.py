@@ -29,7 +29,7 @@ def project(request: Request, options: ProjectionOptions) -> Projection:
     Features are the means of the layer's maps. Images that are given beside an index are placed into its map, after
     its own, and framed; otherwise they are the map. van der Maaten & Hinton 2008; Karpathy 2014.
     """
-    own = features(request, share=(0.0, 0.5)) if request.given else torch.empty(0)
+    own = features(request, share=(0.0, 0.5)) if request.given else torch.empty(0, device="cpu")
     caption = f"{options.method} of {request.layer}"
     seed = request.generator.initial_seed()
     lay = partial(

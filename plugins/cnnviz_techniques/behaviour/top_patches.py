@@ -59,7 +59,7 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     strongest = _strongest(request, options.top) if index is None else index.strongest(request.layer)
     if index is not None and options.top > index.recipe.top:
         raise OptionError(f"option 'top': got {options.top}, but the index keeps {index.recipe.top} for each channel")
-    channels = torch.tensor(chosen(request, options.channels, strongest.values.shape[1], _FIRST))
+    channels = torch.tensor(chosen(request, options.channels, strongest.values.shape[1], _FIRST), device="cpu")
     values = strongest.values.T[channels, : options.top]  # (M, K)
     places = strongest.places.transpose(0, 1)[channels, : options.top]  # (M, K, 3)
     inputs, shown, image = _looked_at(request, index, places[..., 0].flatten())
@@ -102,14 +102,14 @@ def _fields(request: Request, inputs: Tensor, units: Tensor) -> tuple[Tensor, tu
     """Return where each unit's receptive field begins, (K, 2), and the size of all of them in pixels."""
     name = str(request.layer)
     (layer,) = (layer for layer in layers(request.model, inputs[:1]) if layer.name == name)
-    image = torch.tensor(inputs.shape[2:])
+    image = torch.tensor(inputs.shape[2:], device="cpu")
     field = layer.receptive_field
     if field is None:
         return torch.zeros_like(units), (int(image[0]), int(image[1]))
-    begin = torch.tensor(field.start) + units * torch.tensor(field.stride)
-    height, width = torch.minimum(torch.tensor(field.size), image).tolist()
+    begin = torch.tensor(field.start, device="cpu") + units * torch.tensor(field.stride, device="cpu")
+    height, width = torch.minimum(torch.tensor(field.size, device="cpu"), image).tolist()
     # A field that is larger than the image shows the whole image.
-    return torch.where(torch.tensor(field.size) >= image, 0, begin), (height, width)
+    return torch.where(torch.tensor(field.size, device="cpu") >= image, 0, begin), (height, width)
 
 
 def _slopes(
@@ -132,7 +132,7 @@ def _slopes(
         (slope,) = torch.autograd.grad(score, x)
         request.advance(stop, len(inputs), (0.5, 1.0))
         coloured = slope if slope.shape[1] == 3 else slope.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-        return crop_patches(coloured.float().cpu(), torch.arange(len(x)), corners[start:stop], size)
+        return crop_patches(coloured.float().cpu(), torch.arange(len(x), device="cpu"), corners[start:stop], size)
 
     return torch.cat(request.batched(part, len(inputs), backward=True, example=inputs[:1]))
 

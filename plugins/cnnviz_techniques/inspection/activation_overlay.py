@@ -15,7 +15,7 @@ from ..behaviour.collection import INDEX, chosen, of_maps, open_index, pictures
 
 _FIRST = 4
 _TILE = 128  # pixels
-_EDGE = torch.tensor([1.0, 0.85, 0.0])[:, None, None]
+_EDGE = torch.tensor([1.0, 0.85, 0.0], device="cpu")[:, None, None]
 
 
 class ActivationOverlayOptions(Options):
@@ -40,7 +40,7 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
     figure 3 and section 2.2.
     """
     index = None if request.given and options.index is None else open_index(request, options.index)
-    every = _maps(request, request.inputs) if request.given else torch.empty(0)
+    every = _maps(request, request.inputs) if request.given else torch.empty(0, device="cpu")
     if index is None:
         limits = exact_quantile(every.transpose(0, 1).flatten(1), options.quantile)
     else:
@@ -63,7 +63,10 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
         for channel in channels
     )
     return Gallery(
-        images=torch.stack(images), rows=torch.tensor(channels), values=torch.stack(values), captions=captions
+        images=torch.stack(images),
+        rows=torch.tensor(channels, device="cpu"),
+        values=torch.stack(values),
+        captions=captions,
     )
 
 

@@ -61,7 +61,7 @@ def _mixed(network: StyleNetwork, weights: tuple[float, ...]) -> tuple[torch.Ten
         )
     shares = [weight / sum(given) for weight in given]
     told = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True) if share]
-    return torch.tensor(shares), ", ".join(told) if len(told) > 1 else told[0].rpartition(" ")[0]
+    return torch.tensor(shares, device="cpu"), ", ".join(told) if len(told) > 1 else told[0].rpartition(" ")[0]
 
 
 @hookimpl

@@ -50,12 +50,12 @@ def class_visualization(request: Request, options: ClassVisualizationOptions) ->
     no softmax. With `examples` each start is a facet of the target: Nguyen 2016, "Multifaceted Feature Visualization".
     Simonyan 2013; regularisers of Yosinski 2015; Fourier coefficients of Olah 2017.
     """
-    rows = torch.arange(request.count).repeat_interleave(options.starts)
+    rows = torch.arange(request.count, device="cpu").repeat_interleave(options.starts)
     begins = _starts(request, options)
     example = request.normalisation.normalise(begins[:1]).to(request.example)
 
     def begin(start: int, stop: int) -> Canvas:
-        made = begins[torch.arange(start, stop) % options.starts].to(example.device)
+        made = begins[torch.arange(start, stop, device="cpu") % options.starts].to(example.device)
         if options.parameterisation == "fourier":
             return Fourier(made, request.normalisation)
         return Pixels(request.normalisation.normalise(made), request.normalisation)
@@ -84,7 +84,7 @@ def _starts(request: Request, options: ClassVisualizationOptions) -> Tensor:
     size = options.size or request.example.shape[2:]
     if options.examples:
         return _facets(request, options, size)
-    noise = _NOISE * torch.randn(options.starts, 3, *size, generator=request.generator)
+    noise = _NOISE * torch.randn(options.starts, 3, *size, generator=request.generator, device="cpu")
     if options.start == "noise":
         return _GREY + noise
     begin = torch.full_like(noise, _GREY)

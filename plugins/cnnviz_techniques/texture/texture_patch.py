@@ -112,30 +112,30 @@ def _starts(sample: Sequence[int], options: TexturePatchOptions, generator: Gene
     for level in reversed(range(options.levels)):
         pixels = _half(sample[0], level) * _half(sample[1], level)
         size = [_half(side, level) for side in options.size]
-        noise = torch.randint(pixels, size, generator=generator)
-        draws = torch.zeros(noise.numel(), dtype=torch.float64)  # the first of the nearest
-        starts.append(_Start(noise, torch.arange(noise.numel()), draws))
+        noise = torch.randint(pixels, size, generator=generator, device="cpu")
+        draws = torch.zeros(noise.numel(), dtype=torch.float64, device="cpu")  # the first of the nearest
+        starts.append(_Start(noise, torch.arange(noise.numel(), device="cpu"), draws))
     return starts
 
 
 def _onion(sample: Sequence[int], options: TexturePatchOptions, generator: Generator) -> _Start:
     """Return a patch of the sample in the middle, and layers around it, in each first what has most neighbours."""
     sides = [min(options.seed_patch, a, b) for a, b in zip(sample, options.size, strict=True)]
-    draw = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    draw = torch.rand(2, generator=generator, dtype=torch.float64, device="cpu").tolist()
     top, left = (int(share * (a - b + 1)) for share, a, b in zip(draw, sample, sides, strict=True))
     middle = tuple(slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(options.size, sides, strict=True))
-    rows, columns = torch.arange(top, top + sides[0]), torch.arange(left, left + sides[1])
-    sources = torch.full(options.size, -1)
+    rows, columns = torch.arange(top, top + sides[0], device="cpu"), torch.arange(left, left + sides[1], device="cpu")
+    sources = torch.full(options.size, -1, device="cpu")
     sources[middle] = rows[:, None] * sample[1] + columns
     known, layers = sources >= 0, []
     while not known.all():
         neighbours = functional.avg_pool2d(known[None].float(), 3, 1, 1, divisor_override=1)[0]
         layer = (~known & (neighbours > 0)).flatten().nonzero()[:, 0]
-        layer = layer[torch.randperm(len(layer), generator=generator)]
+        layer = layer[torch.randperm(len(layer), generator=generator, device="cpu")]
         layers.append(layer[neighbours.flatten()[layer].argsort(descending=True, stable=True)])
         known.view(-1)[layer] = True
-    places = torch.cat([torch.empty(0, dtype=torch.long), *layers])
-    return _Start(sources, places, torch.rand(len(places), generator=generator, dtype=torch.float64))
+    places = torch.cat([torch.empty(0, dtype=torch.long, device="cpu"), *layers])
+    return _Start(sources, places, torch.rand(len(places), generator=generator, dtype=torch.float64, device="cpu"))
 
 
 def _windows(options: TexturePatchOptions) -> list[Tensor]:
@@ -168,7 +168,7 @@ def _texture(
             canvas, theirs = (_enlarged(maps, to) for maps, to in zip(coarser, (sources, level[0]), strict=True))
             guide = Guide(canvas, theirs, beside, level.new_ones(len(beside)))
         for around in windows:
-            weights = _gaussian(around, options.window / 6.4) if grows else torch.ones(len(around))
+            weights = _gaussian(around, options.window / 6.4) if grows else torch.ones(len(around), device="cpu")
             for places, draws in zip(start.places.split(_CHUNK), start.draws.split(_CHUNK), strict=True):
                 given = level, sources, places, draws, around, weights.to(level)
                 sources = grow_texture(*given, guide=guide, tolerance=tolerance, wrap=not grows)
@@ -184,7 +184,7 @@ def _gaussian(places: Tensor, deviation: float) -> Tensor:
 
 def _square(radius: int) -> Tensor:
     """Return the rows and columns of a square around its middle, (K, 2), the nearest first."""
-    side = torch.arange(-radius, radius + 1)
+    side = torch.arange(-radius, radius + 1, device="cpu")
     every = torch.cartesian_prod(side, side)
     return every[every.square().sum(1).argsort(stable=True)]
 
@@ -192,7 +192,7 @@ def _square(radius: int) -> Tensor:
 def _blurred(maps: Tensor) -> Tensor:
     """Return the next level of a Gaussian pyramid, (C, ⌈h / 2⌉, ⌈w / 2⌉). Burt & Adelson 1983, with a = 0.375."""
     for dim in (1, 2):
-        middle = torch.arange(0, maps.shape[dim], 2)
+        middle = torch.arange(0, maps.shape[dim], 2, device="cpu")
         taken = [(middle + k).clamp(0, maps.shape[dim] - 1) for k in (-2, -1, 0, 1, 2)]
         a, b, c, d, e = (maps.index_select(dim, places) for places in taken)
         maps = (a + 4 * b + 6 * c + 4 * d + e) / 16
@@ -201,7 +201,7 @@ def _blurred(maps: Tensor) -> Tensor:
 
 def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
     """Return maps of a level as large as what lies on the next, (C, h, w)."""
-    rows, columns = (torch.arange(side) // 2 for side in like.shape)
+    rows, columns = (torch.arange(side, device="cpu") // 2 for side in like.shape)
     return maps[:, rows][:, :, columns]
 
 
