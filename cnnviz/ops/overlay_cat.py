@@ -133,15 +133,7 @@ def _overlay_cat(
 
 @_overlay_cat.register_fake
 def _(
-    bases: list[Tensor],
-    patches: list[Tensor],
-    patch_yx: Tensor,
-    crop_yx: Tensor,
-    size: list[int],
-    scale: Tensor | None,
-    shift: Tensor | None,
-    low: float,
-    high: float,
+    bases: list[Tensor], patches: list[Tensor], patch_yx: Tensor, crop_yx: Tensor, size: list[int], *_: Any
 ) -> Tensor:
     channels = sum(base.shape[1] for base in bases)
     return _layout.empty(bases[0], (crop_yx.shape[0], channels, *size), torch.channels_last)
@@ -173,20 +165,9 @@ def _conv_cat(
 
 @_conv_cat.register_fake
 def _(
-    bases: list[Tensor],
-    patches: list[Tensor],
-    patch_yx: Tensor,
-    crop_yx: Tensor,
-    size: list[int],
-    scale: Tensor | None,
-    shift: Tensor | None,
-    low: float,
-    high: float,
-    kernel: Tensor,
-    bias: Tensor,
-    made_low: float,
-    made_high: float,
+    bases: list[Tensor], patches: list[Tensor], patch_yx: Tensor, crop_yx: Tensor, size: list[int], *given: Any
 ) -> Tensor:
+    *_, bias, _low, _high = given
     return _layout.empty(bases[0], (crop_yx.shape[0], bias.shape[0], *size), torch.channels_last)
 
 
