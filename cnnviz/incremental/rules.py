@@ -77,7 +77,7 @@ class _Convolution(NamedTuple):
     def of_one(cls, source: Base, base: Tensor) -> _Convolution:
         """Return the convolution that leaves every pixel as it is."""
         channels = base.shape[1]
-        ones = _ones(source.weights, channels, base.dtype)
+        ones = source.weights.result(("ones", channels, base.dtype), lambda: base.new_ones(channels, 1, 1, 1))
         return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels, _native(base, ones, channels))
 
     @property
@@ -187,35 +187,29 @@ class _Concatenation(NamedTuple):
 
     def of_base(self) -> Tensor:
         """Return what it makes of the bases."""
-        factors, size = (self.scale, self.shift, *self.limits), (self.bases[0].shape[2], self.bases[0].shape[3])
-        at = torch.zeros(len(self.bases), 1, 2, dtype=torch.long, device="cpu")
-        made: Tensor = self.source.result(
-            ("overlay_cat", *self.bases, *factors),
-            lambda: overlay_cat(Joined(self.bases, self.bases, at, at[0], size, *factors)),
-        )
+
+        def computed() -> Tensor:
+            corner = self.places.new_zeros(1, 2)
+            size = (self.bases[0].shape[2], self.bases[0].shape[3])
+            every = self._replace(patches=self.bases, at=(corner,) * len(self.bases), places=corner, extent=size)
+            return every.run()
+
+        call = ("overlay_cat", *self.bases, self.scale, self.shift, self.limits)
+        made: Tensor = self.source.result(call, computed)
         return made
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> _Concatenation:
         """Return the concatenation that a batch norm behind it makes one with."""
-        weights, moments = self.source.weights, (mean, variance, weight, bias)
-        ones = _ones(weights, len(mean), torch.float32)
+        moments = (mean, variance, weight, bias)
 
         def factors() -> tuple[Tensor, Tensor]:
-            scale, shift = fold(ones, None, *moments, eps=eps)
+            scale, shift = fold(self.bases[0].new_ones(len(mean), 1, 1, 1), None, *moments, eps=eps)
             return scale.flatten(), shift
 
-        scale, shift = weights.result(("factors", *moments, eps), factors)
+        scale, shift = self.source.weights.result(("factors", *moments, eps), factors)
         return self._replace(scale=scale, shift=shift)
-
-
-def _ones(weights: Base, channels: int, kind: torch.dtype) -> Tensor:
-    """Return the kernels, one for each channel, that leave every pixel as it is."""
-    made: Tensor = weights.result(
-        ("ones", channels, kind), lambda: torch.ones(channels, 1, 1, 1, dtype=kind, device="cpu")
-    )
-    return made
 
 
 def _native(base: Tensor, weight: Tensor, groups: int) -> bool:

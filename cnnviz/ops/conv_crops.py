@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,16 +115,7 @@ def _conv_crops(
 
 
 @_conv_crops.register_fake
-def _(
-    x: Tensor,
-    kernel: Tensor,
-    bias: Tensor,
-    stride: list[int],
-    dilation: list[int],
-    low: float,
-    high: float,
-    added: Tensor | None,
-) -> Tensor:
+def _(x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], *_: Any) -> Tensor:
     sides = kernel.shape[:2] if kernel.dim() == 3 else kernel.shape[1:3]
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], sides, stride, dilation, strict=True)]
     return _layout.empty(x, (x.shape[0], len(bias), *size), torch.channels_last)

@@ -46,9 +46,7 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
         def shown(
             start: int, stop: int, drawn: Tensor = drawn, owner: Tensor = owner, each: int = len(waiting)
         ) -> Tensor:
-            return (
-                x[owner[start:stop].to(x.device)] * drawn[torch.arange(start, stop, device="cpu").to(x.device) // each]
-            )
+            return x[owner[start:stop].to(x.device)] * drawn[torch.arange(start, stop, device=x.device) // each]
 
         # With a tolerance some targets stop before others.
         common = options.tolerance is None
