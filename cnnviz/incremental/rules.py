@@ -100,10 +100,8 @@ class _Convolution(NamedTuple):
     def run(self) -> Tensor:
         assert self.x is not None
         if not isinstance(self.x, Tensor):
-            if self.added is None:
-                (low, high), kernel, bias = self.limits, self._packed(), self._bias()
-                return conv_cat(self.x.joined, kernel, bias, low=low, high=high)
-            return self._replace(x=self.x.run()).run()
+            low, high = self.limits
+            return conv_cat(self.x.joined, self._packed(), self._bias(), low=low, high=high, added=self.added)
         return self._of(self.x, self.padding if self.whole else (0, 0), self.added)
 
     def of_base(self) -> Tensor:

@@ -53,7 +53,15 @@ def overlay_cat(joined: Joined) -> Tensor:
     return _forward(*_checked("overlay_cat", joined))
 
 
-def conv_cat(joined: Joined, kernel: Tensor, bias: Tensor, *, low: float = -math.inf, high: float = math.inf) -> Tensor:
+def conv_cat(
+    joined: Joined,
+    kernel: Tensor,
+    bias: Tensor,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    added: Tensor | None = None,
+) -> Tensor:
     """Convolve with a kernel of one pixel what `overlay_cat` makes, without making that: (K, M, *size).
 
     Channels lie last; without a gradient. Products are summed up in the order of `conv_crops`.
@@ -64,6 +72,7 @@ def conv_cat(joined: Joined, kernel: Tensor, bias: Tensor, *, low: float = -math
         bias: (M,) float32.
         low: what is below is set to it; 0 for a ReLU.
         high: what is above is set to it.
+        added: of the result's shape, is added to it before limits are set.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -77,7 +86,9 @@ def conv_cat(joined: Joined, kernel: Tensor, bias: Tensor, *, low: float = -math
             f"conv_cat: kernel is {_check.told(kernel)} and bias {_check.told(bias)}, expected float32, what "
             f"`packed_kernel` makes of (M, {channels}, 1, 1), and (M,)"
         )
-    return _convolved(*checked, kernel, bias, float(low), float(high))
+    if added is not None:
+        _check.added("conv_cat", added, (joined.crop_yx.shape[0], bias.shape[0], *joined.size))
+    return _convolved(*checked, kernel, bias, float(low), float(high), added)
 
 
 def _checked(operator: str, joined: Joined) -> tuple[Any, ...]:
@@ -157,9 +168,10 @@ def _conv_cat(
     bias: Tensor,
     made_low: float,
     made_high: float,
+    added: Tensor | None,
 ) -> Tensor:
     x = _overlay_cat(bases, patches, patch_yx, crop_yx, size, scale, shift, low, high)
-    made: Tensor = _conv_crops(x, kernel, bias, [1, 1], [1, 1], made_low, made_high, None)
+    made: Tensor = _conv_crops(x, kernel, bias, [1, 1], [1, 1], made_low, made_high, added)
     return made
 
 
@@ -167,7 +179,7 @@ def _conv_cat(
 def _(
     bases: list[Tensor], patches: list[Tensor], patch_yx: Tensor, crop_yx: Tensor, size: list[int], *given: Any
 ) -> Tensor:
-    *_, bias, _low, _high = given
+    *_, bias, _low, _high, _added = given
     return _layout.empty(bases[0], (crop_yx.shape[0], bias.shape[0], *size), torch.channels_last)
 
 

@@ -14,13 +14,10 @@ constexpr int64_t kPixels = 192;  // of a panel, whose sums stay in the second c
 
 struct Convolution {
   const float* x;
-  const float* bias;
-  const float* added;  // to the result, or null
-  float* to;
+  Sums sums;
   int64_t count, height, width, channels;  // of the maps
-  int64_t rows, columns, made;             // of the result, and its channels
+  int64_t rows, columns;                   // of the result
   int64_t kernel[2], stride[2], dilation[2];
-  float low, high;  // what is below or above is set to
 
   int64_t pixels() const { return count * rows * columns; }
 
@@ -43,24 +40,11 @@ struct Convolution {
       }
     return found;
   }
-
-  template <class F>
-  void write_row(int64_t some, float* row, const F& sum) const {
-    for (int64_t c = 0; c < some; ++c) row[c] = sum(c) < low ? low : sum(c) > high ? high : sum(c);
-  }
-
-  void write(const float* sums, int64_t first, int64_t last, int64_t channel, int64_t some) const {
-    for (int64_t pixel = first; pixel < last; ++pixel, sums += kPanel) {
-      const int64_t at = pixel * made + channel;
-      if (added) write_row(some, to + at, [&](int64_t c) { return sums[c] + added[at + c]; });
-      else write_row(some, to + at, [&](int64_t c) { return sums[c]; });
-    }
-  }
 };
 
 void convolve(const Convolution& job, const float* weights) {
   const std::vector<Run> runs = job.runs(kChain);
-  const int64_t depth = job.kernel[0] * job.kernel[1] * job.channels, panels = (job.made + kPanel - 1) / kPanel;
+  const int64_t depth = job.kernel[0] * job.kernel[1] * job.channels, panels = job.sums.panels();
   const int64_t pixels = job.pixels();
   int64_t at_once = kPixels;
   while (at_once > kTiles && panels * ((pixels + at_once - 1) / at_once) < 8) at_once /= 2;
@@ -70,13 +54,9 @@ void convolve(const Convolution& job, const float* weights) {
     std::vector<float> sums(at_once * kPanel);
     std::vector<const float*> x(at_once);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t channel = i / parts * kPanel, some = std::min(kPanel, job.made - channel);
-      const int64_t first = i % parts * at_once, last = std::min(pixels, first + at_once);
+      const int64_t panel = i / parts, first = i % parts * at_once, last = std::min(pixels, first + at_once);
       for (int64_t p = 0; p < at_once; ++p) x[p] = job.seen(std::min(first + p, last - 1));
-      for (int64_t p = 0; p < last - first; ++p) copy(sums.data() + p * kPanel, job.bias + channel, some);
-      const int64_t whole = (last - first + kTiles - 1) / kTiles * kTiles;
-      add(x.data(), whole, runs, weights + channel * depth, some, sums.data());
-      job.write(sums.data(), first, last, channel, some);
+      job.sums.convolve(add, x.data(), first, last, runs, weights + panel * kPanel * depth, panel, sums.data());
     }
   });
 }
@@ -96,9 +76,9 @@ void convolve_each(const Convolution& job, const float* weights) {
       for (int64_t p = 0; p < kEach; ++p) {  // the last ones may be the same, and come out the same
         const int64_t pixel = std::min(i * kEach + p, pixels - 1);
         x[p] = job.seen(pixel);
-        to[p] = job.to + pixel * job.channels;
+        to[p] = job.sums.to + pixel * job.channels;
       }
-      sum(x, offsets, weights, job.bias, job.channels, job.low, job.high, to);
+      sum(x, offsets, weights, job.sums.bias, job.channels, job.sums.low, job.sums.high, to);
     }
   });
 }
@@ -110,7 +90,7 @@ Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   STD_TORCH_CHECK(weight.size(each ? 2 : 3) == x.size(1) && bias.size(0) <= made_at_most && (each || weight.size(4) == kPanel),
                   "kernel and bias are not of these maps");
   Convolution job;
-  job.count = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3), job.made = bias.size(0);
+  job.count = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3);
   int64_t made[2];
   for (int64_t axis : {0, 1}) {
     job.kernel[axis] = weight.size(each ? axis : axis + 1);
@@ -120,16 +100,19 @@ Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, con
     made[axis] = (room - 1) / stride[axis] + 1;
   }
   job.rows = made[0], job.columns = made[1];
-  job.low = static_cast<float>(low), job.high = static_cast<float>(high);
   STD_TORCH_CHECK(!each || !added, "nothing is added where each channel has a kernel of its own");
-  Tensor result = empty(x, {job.count, job.made, job.rows, job.columns}, true);
+  Tensor result = empty(x, {job.count, bias.size(0), job.rows, job.columns}, true);
   if (result.numel() == 0) return result;
   const Tensor from = in_format(x, true), weights = in_order(weight), start = in_order(bias);
-  job.x = static_cast<const float*>(from.const_data_ptr()), job.bias = static_cast<const float*>(start.const_data_ptr());
-  job.to = fresh<float>(result);
+  job.x = static_cast<const float*>(from.const_data_ptr());
   const float* packed = static_cast<const float*>(weights.const_data_ptr());
   const std::optional<Tensor> more = like_result(added, result);
-  job.added = more ? static_cast<const float*>(more->const_data_ptr()) : nullptr;
+  job.sums = {static_cast<const float*>(start.const_data_ptr()),
+              more ? static_cast<const float*>(more->const_data_ptr()) : nullptr,
+              fresh<float>(result),
+              bias.size(0),
+              static_cast<float>(low),
+              static_cast<float>(high)};
   if (each) convolve_each(job, packed);
   else convolve(job, packed);
   return result;

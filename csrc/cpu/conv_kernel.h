@@ -182,6 +182,36 @@ using AddPanel = void (*)(const float* const*, int64_t, const std::vector<Run>&,
 
 inline AddPanel add_panel_here() { return has_avx512() ? add_panel_avx512 : add_panel_avx2; }
 
+// Where sums go, pixel by pixel.
+struct Sums {
+  const float* bias;
+  const float* added;  // to the result, or null
+  float* to;
+  int64_t made;     // channels
+  float low, high;  // what is below or above is set to
+
+  int64_t panels() const { return (made + kPanel - 1) / kPanel; }
+
+  // Write a panel's channels of pixels [first, last), which see `x`, of which there is a whole number of tiles.
+  void convolve(AddPanel add, const float* const* x, int64_t first, int64_t last, const std::vector<Run>& runs,
+                const float* weights, int64_t panel, float* sums) const {
+    const int64_t channel = panel * kPanel, some = std::min(kPanel, made - channel), count = last - first;
+    for (int64_t p = 0; p < count; ++p) copy(sums + p * kPanel, bias + channel, some);
+    add(x, (count + kTiles - 1) / kTiles * kTiles, runs, weights, some, sums);
+    for (int64_t p = 0; p < count; ++p, sums += kPanel) {
+      const int64_t at = (first + p) * made + channel;
+      if (added) write(some, to + at, [&](int64_t c) { return sums[c] + added[at + c]; });
+      else write(some, to + at, [&](int64_t c) { return sums[c]; });
+    }
+  }
+
+ private:
+  template <class F>
+  void write(int64_t some, float* row, const F& sum) const {
+    for (int64_t c = 0; c < some; ++c) row[c] = sum(c) < low ? low : sum(c) > high ? high : sum(c);
+  }
+};
+
 }  // namespace cnnviz::cpu
 
 #endif

@@ -155,40 +155,37 @@ constexpr int64_t kGathered = 1 << 17;  // numbers that do beside them
 // Of each block of pixels what the kernel sees is brought together, then multiplied while it is in the cache.
 Tensor conv_cat(const std::vector<Tensor>& bases, const std::vector<Tensor>& patches, const Tensor& patch_yx,
                 const Tensor& crop_yx, const Sizes& size, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                double low, double high, const Tensor& kernel, const Tensor& bias, double made_low, double made_high) {
+                double low, double high, const Tensor& kernel, const Tensor& bias, double made_low, double made_high,
+                const std::optional<Tensor>& added) {
   const Joined job(bases, patches, patch_yx, crop_yx, size, scale, shift, low, high);
-  const int64_t channels = job.channels(), pixels = job.pixels(), made = bias.size(0), panels = (made + kPanel - 1) / kPanel;
+  const int64_t channels = job.channels(), pixels = job.pixels(), panels = (bias.size(0) + kPanel - 1) / kPanel;
   STD_TORCH_CHECK(kernel.dim() == 5 && kernel.size(0) == panels && kernel.size(1) == 1 && kernel.size(2) == 1 &&
                       kernel.size(3) == channels && kernel.size(4) == kPanel,
                   "kernel and bias are not of these maps");
-  Tensor result = empty(bases[0], {crop_yx.size(0), made, size[0], size[1]}, true);
+  Tensor result = empty(bases[0], {crop_yx.size(0), bias.size(0), size[0], size[1]}, true);
   const Tensor packed = in_order(kernel), start = in_order(bias);
-  const float *weights = static_cast<const float*>(packed.const_data_ptr()),
-              *first_sum = static_cast<const float*>(start.const_data_ptr());
-  float* to = fresh<float>(result);
-  const float bottom = static_cast<float>(made_low), top = static_cast<float>(made_high);
+  const float* weights = static_cast<const float*>(packed.const_data_ptr());
+  const std::optional<Tensor> more = like_result(added, result);
+  const Sums sums{static_cast<const float*>(start.const_data_ptr()),
+                  more ? static_cast<const float*>(more->const_data_ptr()) : nullptr,
+                  fresh<float>(result),
+                  bias.size(0),
+                  static_cast<float>(made_low),
+                  static_cast<float>(made_high)};
   std::vector<Run> runs;
   for (int64_t k = 0; k < channels; k += kChain) runs.push_back({k, std::min(kChain, channels - k)});
   int64_t block = std::clamp(kGathered / std::max<int64_t>(1, channels) / kTiles * kTiles, kTiles, kBlock);
   while (block > kTiles && (pixels + block - 1) / block < 8) block = std::max(kTiles, block / 2 / kTiles * kTiles);
   const AddPanel add = add_panel_here();
   parallel_rows((pixels + block - 1) / block, kGrainBytes, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> seen(new float[block * channels]), sums(new float[block * kPanel]);
+    const std::unique_ptr<float[]> seen(new float[block * channels]), room(new float[block * kPanel]);
     std::vector<const float*> x(block);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * block, count = std::min(block, pixels - first), whole = (count + kTiles - 1) / kTiles * kTiles;
       job.write(first, first + count, seen.get());
       for (int64_t p = 0; p < whole; ++p) x[p] = seen.get() + std::min(p, count - 1) * channels;
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t channel = panel * kPanel, some = std::min(kPanel, made - channel);
-        for (int64_t p = 0; p < count; ++p) copy(sums.get() + p * kPanel, first_sum + channel, some);
-        add(x.data(), whole, runs, weights + channel * channels, some, sums.get());
-        for (int64_t p = 0; p < count; ++p) {
-          const float* sum = sums.get() + p * kPanel;
-          float* row = to + (first + p) * made + channel;
-          for (int64_t c = 0; c < some; ++c) row[c] = sum[c] < bottom ? bottom : sum[c] > top ? top : sum[c];
-        }
-      }
+      for (int64_t panel = 0; panel < panels; ++panel)
+        sums.convolve(add, x.data(), first, first + count, runs, weights + panel * kPanel * channels, panel, room.get());
     }
   });
   return result;

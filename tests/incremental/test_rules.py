@@ -281,7 +281,7 @@ def _waiting() -> dict[str, Net]:
     torch.manual_seed(0)
     near, far, wide = nn.Conv2d(4, 36, 3, padding=1), nn.Conv2d(4, 36, 5, padding=2), nn.Conv2d(36, 36, 3, padding=1)
     norm, each = nn.BatchNorm2d(36).eval(), nn.Conv2d(36, 36, 3, padding=1, groups=36)
-    both = nn.BatchNorm2d(72).eval()
+    both, mixed = nn.BatchNorm2d(72).eval(), nn.Conv2d(72, 36, 1)
     for one in (norm, both):
         nn.init.normal_(one.running_mean)
         nn.init.uniform_(one.weight)
@@ -321,6 +321,7 @@ def _waiting() -> dict[str, Net]:
         "side by side": lambda x: F.relu(both(torch.cat([near(x), far(x)], 1))),
         "side by side, cut off": lambda x: F.hardtanh(torch.cat([near(x), far(x)], 1), -0.3, 0.4),
         "cut off, then normalised": lambda x: both(F.relu(torch.cat([near(x), far(x)], 1))),
+        "side by side, then a sum": lambda x: F.relu(mixed(both(torch.cat([near(x), far(x)], 1))) + near(x)),
         "concatenations of one": lambda x: torch.cat([torch.cat([near(x), x], 1), far(x)], 1),
         "changed behind a concatenation": joined,
         "changed behind a sum": summed,

@@ -69,7 +69,14 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         *(-1.0, 10.0, torch.ones(2, 70, 3, 4)),
     ),
     "overlay_cat": lambda: JOINED,
-    "conv_cat": lambda: (*JOINED, ops.packed_kernel(torch.ones(70, 5, 1, 1)), torch.ones(70), -1.0, 10.0),
+    "conv_cat": lambda: (
+        *JOINED,
+        ops.packed_kernel(torch.ones(70, 5, 1, 1)),
+        torch.ones(70),
+        -1.0,
+        10.0,
+        torch.ones(4, 70, 3, 3),
+    ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
 

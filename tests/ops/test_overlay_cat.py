@@ -24,6 +24,7 @@ from .drawn import DEVICES, corners, drawn, sizes
     scaled=st.booleans(),
     last=st.booleans(),
     made=st.integers(1, 140),
+    more=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_maps_side_by_side(
@@ -36,6 +37,7 @@ def test_maps_side_by_side(
     scaled: bool,
     last: bool,
     made: int,
+    more: bool,
     seed: int,
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
@@ -70,8 +72,11 @@ def test_maps_side_by_side(
 
     weight, bias = torch.randn(made, sum(channels), 1, 1, generator=draws), torch.randn(made, generator=draws)
     kernel = ops.packed_kernel(weight).to(device)
-    found = ops.conv_cat(joined, kernel, bias.to(device), low=-1.0, high=2.5)
-    expected = twin.conv_crops(expected, weight, bias, (1, 1), (1, 1), 1).clamp(-1.0, 2.5)
+    expected = twin.conv_crops(expected, weight, bias, (1, 1), (1, 1), 1)
+    added = torch.randn(expected.shape, generator=draws) if more else None
+    given = None if added is None else added.to(device)
+    found = ops.conv_cat(joined, kernel, bias.to(device), low=-1.0, high=2.5, added=given)
+    expected = (expected if added is None else expected + added).clamp(-1.0, 2.5)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=1e-6 * (1 + weight[0].numel()) ** 0.5 * 4)
 
