@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Literal
 
@@ -150,33 +149,40 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
 
     NaN where it was not run.
     """
-    images, base = request.inputs, request.base_scores().double()
-    # With a tolerance another target wants other windows.
-    sweep = functools.partial(request.sweep, shared=windows.all_of_them, any_rounding=any_rounding)
-    if any_rounding:  # the images themselves in the same way: rounding must not show in differences
-        base = sweep(
-            lambda start, stop: images[start:stop].clone(), len(images), range(len(images)), share=(0, 0)
-        ).double()
-    drops = base[:, None].new_full((len(images), len(windows.boxes)), torch.nan)
+    count, every = len(request.inputs), _with_none(windows.boxes)
+    scores = torch.full((count, len(every)), torch.nan, dtype=torch.double, device=request.inputs.device)
     done = 0
     while True:
+        drops = scores[:, -1:] - scores[:, :-1]
         wanted = [windows.filled(one)[1] for one in drops]
-        numbers, count = torch.cat(wanted), sum(map(len, wanted))
-        if not count:
+        if not any(map(len, wanted)):
             return drops
-        owner = torch.arange(len(images), device="cpu").repeat_interleave(
+        if not done:  # among so many as later ones: what is run alone may be rounded otherwise
+            wanted = [torch.cat([numbers.new_full((1,), len(every) - 1), numbers]) for numbers in wanted]
+        numbers = torch.cat(wanted)
+        owner = torch.arange(count, device="cpu").repeat_interleave(
             torch.tensor([len(one) for one in wanted], device="cpu")
         )
-        chosen = torch.cat([owner[:, None], windows.boxes[numbers]], 1)
+        chosen = torch.cat([owner[:, None], every[numbers]], 1)
 
         def covered(start: int, stop: int, chosen: Tensor = chosen) -> Tensor:
             return cover.whole(chosen[start:stop])
 
-        share = done / drops.numel(), (done + count) / drops.numel()
-        scores = sweep(covered, count, owner, share=share).double()
-        owner, numbers = owner.to(drops.device), numbers.to(drops.device)
-        drops[owner, numbers] = base[owner] - scores
-        done += count
+        found = request.sweep(
+            covered,
+            len(numbers),
+            owner,
+            shared=windows.all_of_them,  # with a tolerance another target wants other windows
+            share=(done / scores.numel(), (done + len(numbers)) / scores.numel()),
+            any_rounding=any_rounding,
+        )
+        scores[owner.to(scores.device), numbers.to(scores.device)] = found.double()
+        done += len(numbers)
+
+
+def _with_none(boxes: Tensor) -> Tensor:
+    """Return boxes and a last one that covers nothing: the image is run as the others are, or rounding would show."""
+    return torch.cat([boxes, boxes.new_zeros(1, 4)])
 
 
 def _incremental(request: Request, windows: _Windows, cover: Cover, method: str) -> Tensor | None:
@@ -185,8 +191,7 @@ def _incremental(request: Request, windows: _Windows, cover: Cover, method: str)
     NaN where it was not run; None where auto finds that this cannot be done, or is not worth it.
     """
     count, one, boxes = len(request.inputs), request.inputs[:1], windows.boxes
-    # The image itself is an empty window, run in the same way: rounding must not show in differences.
-    every = torch.cat([boxes, boxes.new_zeros(1, 4)])
+    every = _with_none(boxes)
     changes = [
         Changes(image[None], every, lambda numbers, _, i=i: cover.patches(i, every[numbers]))
         for i, image in enumerate(request.inputs)
