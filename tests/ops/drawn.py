@@ -11,6 +11,10 @@ from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+_LEVELS = ("default", "avx2", "avx512")
+_OURS = torch.backends.cpu.get_cpu_capability().lower()
+LEVELS = _LEVELS[: _LEVELS.index(_OURS) + 1] if _OURS in _LEVELS else ("default",)
+"""What `ATEN_CPU_CAPABILITY` may name here: PyTorch takes instructions that the processor lacks if it is told to."""
 drawn = settings(max_examples=80)
 sizes = st.integers(1, 6)
 

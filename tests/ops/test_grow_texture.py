@@ -14,7 +14,7 @@ from torch import Tensor
 from cnnviz import ops
 from tests.reference import ops as twin
 
-from .drawn import drawn
+from .drawn import LEVELS, drawn
 
 
 def around(radius: int) -> Tensor:
@@ -103,7 +103,7 @@ print([grown(*case).tolist() for case in CASES])
 
 @pytest.mark.parametrize(
     "environment",
-    [{"CNNVIZ_NATIVE": "0"}, *({"ATEN_CPU_CAPABILITY": level} for level in ("default", "avx2", "avx512"))],
+    [{"CNNVIZ_NATIVE": "0"}, *({"ATEN_CPU_CAPABILITY": level} for level in LEVELS)],
     ids=str,
 )
 def test_every_implementation_chooses_the_same(environment: dict[str, str]) -> None:
