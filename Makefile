@@ -41,15 +41,18 @@ $(READY): $(SOURCES)
 demo: $(READY)
 	$(BIN)/cnnviz demo
 
+# Tests side by side: threads that wait must not take the processor from those of another test.
+SIDE_BY_SIDE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(SIDE_BY_SIDE)
 
 # All tests once more, without native code.
 test-reference: $(READY)
-	CNNVIZ_NATIVE=0 $(BIN)/python -m pytest
+	CNNVIZ_NATIVE=0 $(SIDE_BY_SIDE)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest --slow
+	$(SIDE_BY_SIDE) --slow
 
 # The native code under the address and the undefined-behaviour sanitizer.
 test-sanitized: $(READY)
