@@ -151,9 +151,9 @@ def test_occlusion_equals_other_implementations(name: str) -> None:
         [twin_occlusion, captum_occlusion],
     )
     double, single = ((network(name, dtype), images(dtype)) for dtype in (torch.float64, torch.float32))
-    precise = [reference(*double) for reference in references]
+    made, precise = mine(*double), [reference(*double) for reference in references]
     for exact in precise:
-        assert_same_map(mine(*double), exact)
+        assert_same_map(made, exact)
     made, others = mine(*single), [reference(*single) for reference in references]
     # Both run the same images, by one and by as many as there are: how far these are from double precision is chance,
     # and the farther of the two tells what single precision does to this network.

@@ -85,15 +85,24 @@ def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
 
 
 class _Windows:
-    """The windows of an image, and which of them are run: all, or with a tolerance those that tell something."""
+    """The windows of an image, and which of them are run: all, or with a tolerance those that tell something.
+
+    `every` has a last one beside them that covers nothing: the image is run as the others are, or rounding would show.
+    """
 
     def __init__(self, boxes: Tensor, down: int, across: int, options: OcclusionOptions) -> None:
         self.boxes, self.size, self.all_of_them = boxes, (down, across), options.tolerance is None
+        self.every = torch.cat([boxes, boxes.new_zeros(1, 4)])
         self._tolerance = options.tolerance or 0.0
         self._steps = tuple(
             1 if self.all_of_them else 2 ** max(1, int(math.log2(max(1, window / stride / _APART))))
             for window, stride in zip(options.window, options.stride, strict=True)
         )
+
+    @staticmethod
+    def drops(scores: Tensor) -> Tensor:
+        """Return how much each window takes from the score, (..., windows), of the scores of `every`."""
+        return scores[..., -1:].double() - scores[..., :-1].double()
 
     def filled(self, drops: Tensor) -> tuple[Tensor, Tensor]:
         """Return drops, (windows,), NaN where one was not run, without gaps as (rows, columns); and which to run next.
@@ -149,11 +158,11 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
 
     NaN where it was not run.
     """
-    count, every = len(request.inputs), _with_none(windows.boxes)
+    count, every = len(request.inputs), windows.every
     scores = torch.full((count, len(every)), torch.nan, dtype=torch.double, device=request.inputs.device)
     done = 0
     while True:
-        drops = scores[:, -1:] - scores[:, :-1]
+        drops = windows.drops(scores)
         wanted = [windows.filled(one)[1] for one in drops]
         if not any(map(len, wanted)):
             return drops
@@ -180,29 +189,20 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
         done += len(numbers)
 
 
-def _with_none(boxes: Tensor) -> Tensor:
-    """Return boxes and a last one that covers nothing: the image is run as the others are, or rounding would show."""
-    return torch.cat([boxes, boxes.new_zeros(1, 4)])
-
-
 def _incremental(request: Request, windows: _Windows, cover: Cover, method: str) -> Tensor | None:
     """Return how much each window takes from the score, (N, windows), by running only what it changed.
 
     NaN where it was not run; None where auto finds that this cannot be done, or is not worth it.
     """
-    count, one, boxes = len(request.inputs), request.inputs[:1], windows.boxes
-    every = _with_none(boxes)
+    count, one, every = len(request.inputs), request.inputs[:1], windows.every
     changes = [
         Changes(image[None], every, lambda numbers, _, i=i: cover.patches(i, every[numbers]))
         for i, image in enumerate(request.inputs)
     ]
 
-    def drops(scores: Tensor) -> Tensor:
-        return scores[-1].double() - scores[:-1].double()
-
     try:
         # What the network makes of an image is kept, and a few passes go by before it is known what is saved.
-        if method == "auto" and (len(boxes) < _FEW or not request.fits(one)):
+        if method == "auto" and (len(windows.boxes) < _FEW or not request.fits(one)):
             return None
         room, found = request.room(one), []
         for i, image in enumerate(changes):
@@ -212,11 +212,11 @@ def _incremental(request: Request, windows: _Windows, cover: Cover, method: str)
                 at_most=room,
                 share=(i / count, (i + 1) / count),
                 worth=_WORTH_IT if method == "auto" and i == 0 else 0.0,
-                wanted=None if windows.all_of_them else lambda scores: windows.filled(drops(scores))[1],
+                wanted=None if windows.all_of_them else lambda scores: windows.filled(windows.drops(scores))[1],
             )
             if scores is None:
                 return None
-            found.append(drops(scores))
+            found.append(windows.drops(scores))
     except Unfollowed as error:
         if method == "auto":
             return None
