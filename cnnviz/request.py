@@ -371,6 +371,9 @@ class Request:
 
         Returns:
             (count,) scores.
+
+        Raises:
+            InputError: a score is not finite.
         """
         picked = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         self.scored = True
@@ -394,7 +397,7 @@ class Request:
                 step(stop, count)
 
             self.batched(scored, count, example=example, sizes=sizes)
-            return every[0]
+            return _finite(every[0], "made input")
 
         with torch.no_grad():
             scores = self._shared.once(("sweep", self.layer, self._sweeps), all_targets) if shared else all_targets()
@@ -704,12 +707,12 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
 
 
-def _finite(scores: Tensor) -> Tensor:
+def _finite(scores: Tensor, of: str = "sample") -> Tensor:
     wrong = (~torch.isfinite(scores)).nonzero()
     if len(wrong):
         row, column = wrong[0].tolist()
         raise InputError(
-            f"the score of sample {row} is {float(scores[row, column])}; look for NaN or huge values in the inputs and "
+            f"the score of {of} {row} is {float(scores[row, column])}; look for NaN or huge values in the inputs and "
             "in the model's weights, or use a wider floating type"
         )
     return scores

@@ -231,3 +231,22 @@ def test_inputs_are_left_alone() -> None:
 
 def test_maps_have_the_inputs_type() -> None:
     assert explained(grey([1, 2, 3]).float(), window=1).dtype == torch.float32
+
+
+class Logarithm(nn.Module):
+    """The logarithm of the pixels' sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1, keepdim=True).log()
+
+
+@pytest.mark.parametrize("method", ["auto", "dense", "incremental"])
+@pytest.mark.parametrize("tolerance", [None, 0.1])
+@pytest.mark.parametrize(("rest", "score"), [(0.0, "-inf"), (-0.01, "nan")])
+def test_a_covered_image_without_a_score_is_refused(
+    method: str, tolerance: float | None, rest: float, score: str
+) -> None:
+    x = torch.full((1, 1, 8, 8), rest)
+    x[..., :2, :2] = 1  # without these the sum is not above zero
+    with pytest.raises(cnnviz.InputError, match=rf"score of made input \d+ is {score}; look for"):
+        explained(x, Logarithm(), window=2, stride=2, method=method, tolerance=tolerance)
