@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,5 +80,11 @@ def train_style(
     with torch.inference_mode(False), torch.enable_grad(), lender.borrow() as replica:
         ready = replace(described, module=replica)
         training = Training(ready, lender, paths, folder, wanted, seed, parse_memory(memory))
+        if training.emulated:
+            warnings.warn(
+                f"option 'precision': this processor has no instructions for {wanted.precision}, with which training "
+                "takes up to a hundred times as long as in float32; take 'auto'",
+                stacklevel=2,
+            )
         training.run(progress or unwatched)
     return TrainedStyle(training.network.eval(), folder, training.left_out)

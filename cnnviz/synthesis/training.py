@@ -249,6 +249,17 @@ class Training:
         with torch.cuda.device(self.device):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
+    @property
+    def emulated(self) -> bool:
+        """Whether the processor lacks instructions for the precision: PyTorch then takes a hundred times as long."""
+        if self.device.type != "cpu" or self.precision == torch.float32:
+            return False
+        if not torch._C._has_mkldnn:
+            return True
+        asked = torch.ops.mkldnn  # PyTorch has no public name for this
+        half, brain = asked._is_mkldnn_fp16_supported, asked._is_mkldnn_bf16_supported
+        return not (brain if self.precision == torch.bfloat16 else half)()
+
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision == torch.float32 else torch.autocast(self.device.type, self.precision)
 

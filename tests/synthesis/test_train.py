@@ -214,12 +214,26 @@ def test_no_grad_callers_may_train(model: nn.Module, images: Path, style: Path, 
     assert all(map(torch.equal, inside.network.state_dict().values(), outside.network.state_dict().values()))
 
 
+@pytest.mark.filterwarnings("ignore:option 'precision'")  # not every processor has them
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_trains_too(precision: str, model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
     made = trained(model, images, style, tmp_path / "out", steps=60, precision=precision, step_size=5e-3)
     told = lines(made.folder)
     assert told[-1]["style"] < 0.7 * told[0]["style"]
     assert {parameter.dtype for parameter in made.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "asked"), [("bfloat16", "bf16"), ("float16", "fp16")])
+def test_a_precision_that_the_processor_lacks_is_told(
+    precision: str, asked: str, model: nn.Module, images: Path, style: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{asked}_supported", lambda: False)
+    with pytest.warns(UserWarning, match=f"no instructions for {precision}.*take 'auto'"):
+        trained(model, images, style, tmp_path / "lacks", steps=1, precision=precision)
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{asked}_supported", lambda: True)
+    trained(model, images, style, tmp_path / "has", steps=1, precision=precision)
+    trained(model, images, style, tmp_path / "auto", steps=1)
 
 
 def test_images_that_cannot_be_read_are_left_out(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:

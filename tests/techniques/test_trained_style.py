@@ -32,7 +32,6 @@ def test_held_out_photographs_come_near_what_optimisation_reaches(
     made = train_style(
         vgg, data / "images" / "imagenet", tmp_path / "out", styles=brick[0], size=SIDE, style_size=256, batch=2,
         steps=500, step_size=3e-3, style_weight=WEIGHT, content_layers=(CONTENT,), width=16, blocks=4,
-        precision="bfloat16",
     )  # fmt: skip
     units = vgg.normalisation
     names = style_layers(vgg.module, units.normalise(brick))
