@@ -47,12 +47,12 @@ SIDE_BY_SIDE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses a
 test: $(READY)
 	$(SIDE_BY_SIDE)
 
-# All tests once more, without native code.
+# Once more without native code, all tests but those of packages, commands and pages, which call no operator themselves.
 test-reference: $(READY)
-	CNNVIZ_NATIVE=0 $(SIDE_BY_SIDE)
+	CNNVIZ_NATIVE=0 $(SIDE_BY_SIDE) $(addprefix --ignore=tests/,packaging cli report data test_docs.py test_plugin_distribution.py)
 
 test-slow: $(READY)
-	$(SIDE_BY_SIDE) --slow
+	$(SIDE_BY_SIDE) --slow $(TESTS)
 
 # The native code under the address and the undefined-behaviour sanitizer.
 test-sanitized: $(READY)

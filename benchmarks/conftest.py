@@ -127,7 +127,8 @@ def product(device: str) -> Callable[[torch.dtype], Ceiling]:
 
     def of(dtype: torch.dtype) -> Ceiling:
         side = 8192 if device == "cuda" else 2048
-        if device == "cpu" and dtype == torch.float16:
+        lacking = [torch.float16, *[torch.bfloat16] * (torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"))]
+        if device == "cpu" and dtype in lacking:
             side = 512  # a larger one takes PyTorch half a minute
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         return Ceiling("product", lambda: a @ b, 2 * side**3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,16 @@ ROOT = Path(__file__).parent.parent
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the bin folder of an environment with the wheels of cnnviz and of the example plugin.
 
-    What they depend on (torch and so on) is read from the environment that runs the tests.
+    What they depend on (torch and so on) is read from the environment that runs the tests. Kernels are left out, which
+    take minutes to compile: tests/packaging has them.
     """
     place = tmp_path_factory.mktemp("clean")
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "tests")
     shutil.copytree(ROOT, place / "source", ignore=ignore)
     wheels = place / "wheels"
     for source in (place / "source", place / "source" / "plugins" / "acme-viz"):
-        _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source))
+        wheel = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels))
+        _run(*wheel, str(source), CNNVIZ_BUILD="off")
     _run(sys.executable, "-m", "venv", "--without-pip", str(place / "venv"))
     python = place / "venv" / "bin" / "python"
     files = [str(wheel) for wheel in wheels.glob("*.whl")]
@@ -37,8 +40,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+def _run(*command: str, cwd: Path | None = None, **environment: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
