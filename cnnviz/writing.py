@@ -13,6 +13,8 @@ from pathlib import Path
 
 from .errors import SaveError
 
+_FILES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html", ".json", ".csv", ".npy", ".pt"))
+
 
 def write_file(path: str | Path, content: str | bytes) -> Path:
     """Write a text, in UTF-8, or bytes to `path` and return its absolute path.
@@ -67,11 +69,15 @@ class Kind:
         """Return the absolute path of a folder that may be written: new, empty, or of this kind.
 
         Raises:
-            SaveError: it is a file, or holds anything else.
+            SaveError: it is a file or is called as one, or holds anything else.
         """
         place = Path(folder).expanduser().absolute()
         if place.exists() and not place.is_dir():
             raise SaveError(f"'{place}' is a file; give a folder")
+        if not place.exists() and place.suffix.lower() in _FILES:
+            raise SaveError(
+                f"'{place}' is called as a file is; give a folder for {self.holds}, such as '{place.with_suffix('')}'"
+            )
         inside = sorted(path.name for path in place.iterdir()) if place.exists() else []
         # What `write_file` left when it was killed belongs to the kind as well.
         owned = [*self.owned, *(f".{pattern}-*" for pattern in self.owned)]

@@ -181,6 +181,7 @@ def test_a_local_architecture_with_a_weights_file(run: Run, photo: str, tmp_path
     [
         (["explain", "grad-cam", "missing.png"], "'missing.png' does not exist"),
         (["explain", "grad-cam"], "IMAGE"),
+        (["explain", "grad-cam", "PHOTO", "--out", "map.png"], "is called as a file is; give a folder"),
         (["explain", "grad-can", "x.png"], "no technique 'grad-can'; nearest: 'grad-cam'"),
         (["explain", "grad-cam", "PHOTO", "--layer", "features.99"], "no layer 'features.99' in MobileNetV2"),
         (["explain", "grad-cam", "PHOTO", "--target", "1000"], "class 1000 is out of range"),

@@ -129,6 +129,13 @@ def test_saving_again_replaces_the_result(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "figure-001.png").exists(), "nothing of the old one is left"
 
 
+@pytest.mark.parametrize("name", ["cat.png", "cat.JPG"])
+def test_a_folder_called_as_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match=f"'.*{name}' is called as a file is; give a folder .* such as '.*cat'"):
+        examples()[0].save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_other_things_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("dear")
     with pytest.raises(SaveError, match="holds something else than an explanation"):
