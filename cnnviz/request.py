@@ -583,7 +583,7 @@ class Request:
 
     @property
     def _folding(self) -> Folding:
-        return self._shared.once("folding", Folding)
+        return self._shared.once("folding", lambda: Folding(self.model))
 
     def _folds(self, x: Tensor) -> bool:
         """Whether batch norms join convolutions, and the model returns the same for an input, (1, C, H, W)."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import functools
+from typing import Any, Final, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from .receptive_field import pair
+from ..ops._layout import memory_format
 from .state import known_by
 
 
@@ -18,37 +18,46 @@ class Unfoldable(Exception):  # noqa: N818  # no error of anybody's
     """A network writes to what a convolution took before it looks at what came of it."""
 
 
-class Folding(TorchFunctionMode):
-    """Within it, a convolution without gradients waits for what comes next: a batch norm in eval mode joins it.
+class Folding:
+    """Within it, a module's convolutions wait for what comes next: a batch norm in eval mode joins its convolution.
 
     Whatever else comes next gets what the convolution alone makes, so that all is as without it but for rounding. It
-    holds for one thread; kernels are kept for the next passes.
+    sets `forward` on the module's instances of `nn.Conv2d`, so that it is for a replica that nobody else runs
+    meanwhile; a mode of torch would do without, and cost 20 µs for each function that is called. Kernels are kept for
+    the next passes.
 
     Attributes:
         folded: how many batch norms became part of a convolution.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, module: nn.Module) -> None:
         self.folded = 0
+        self._waiting = [one for one in module.modules() if isinstance(one, nn.Conv2d) and _is_plain(one)]
         self._kernels: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._alive: list[Any] = []  # ids stay unique as long as their tensors live
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Let plain convolutions wait; run everything else."""
-        if func is torch.conv2d and not torch.is_grad_enabled():
-            waiting = _waiting(self, *args, **(kwargs or {}))
-            if waiting is not None:
-                return waiting
-        return func(*args, **(kwargs or {}))
+    def __enter__(self) -> Self:
+        for convolution in self._waiting:
+            convolution.__dict__["forward"] = functools.partial(self._forward, convolution)
+        return self
 
-    def kernel(self, parts: tuple[Any, ...], eps: float) -> tuple[Tensor, Tensor]:
-        """Return weight and bias of a convolution and the batch norm behind it; see `fold`."""
-        key = known_by((*parts, eps))
+    def __exit__(self, *_: object) -> None:
+        for convolution in self._waiting:
+            del convolution.__dict__["forward"]
+
+    def _forward(self, convolution: nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
+        made = None if torch.is_grad_enabled() else _waiting(self, convolution, input)
+        return type(convolution).forward(convolution, input) if made is None else made
+
+    def kernel(self, parts: tuple[Any, ...], eps: float, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of a convolution and the batch norm behind it; see `fold`.
+
+        The weight lies in memory as what is convolved, or torch would lay it out anew each time.
+        """
+        key = known_by((*parts, eps, layout))
         if key not in self._kernels:
-            self._kernels[key] = fold(*parts, eps=eps)
+            weight, bias = fold(*parts, eps=eps)
+            self._kernels[key] = weight.contiguous(memory_format=layout), bias
             self._alive.append(parts)
         self.folded += 1
         return self._kernels[key]
@@ -92,7 +101,7 @@ class _Waiting(Tensor):
             return None
         x, weight, bias, *settings = self._taken()
         *moments, eps = parts
-        return _convolved(x, *self._folding.kernel((weight, bias, *moments), eps), *settings)
+        return _convolved(x, *self._folding.kernel((weight, bias, *moments), eps, memory_format(x)), *settings)
 
     def _taken(self) -> tuple[Any, ...]:
         if self._call[0]._version != self._seen:
@@ -105,15 +114,14 @@ class _Waiting(Tensor):
     ) -> Any:
         """Become part of a batch norm, or what the convolution makes."""
         kwargs = kwargs or {}
-        if func in _ASKED:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        if func is functional.batch_norm and args and isinstance(args[0], cls):
+        if func is functional.batch_norm and args and type(args[0]) is cls:
             made = args[0].normalised(*args[1:], **kwargs)
             if made is not None:
                 return made
-        args, kwargs = tree_map_only(cls, cls.run, (args, kwargs))
-        return func(*args, **kwargs)
+        if func in _ASKED:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        return func(*map(_run, args), **{name: _run(value) for name, value in kwargs.items()})
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # named as torch calls them
@@ -122,10 +130,19 @@ class _Waiting(Tensor):
         return func(*args, **kwargs)
 
 
-@torch.no_grad()
+def _run(value: Any) -> Any:
+    """Return a value with what convolutions make in place of those that wait."""
+    if type(value) is _Waiting:
+        return value.run()
+    return tree_map_only(_Waiting, _Waiting.run, value) if isinstance(value, (tuple, list, dict)) else value
+
+
 def _convolved(*call: Any) -> Tensor:
     """Run a convolution as when it was called: without gradients, whatever has begun since."""
-    return torch.conv2d(*call)
+    if not torch.is_grad_enabled():  # saves a context for each
+        return torch.conv2d(*call)
+    with torch.no_grad():
+        return torch.conv2d(*call)
 
 
 _ASKED: Final = frozenset(
@@ -133,32 +150,45 @@ _ASKED: Final = frozenset(
 )
 
 
-def _waiting(
-    folding: Folding,
-    input: Any,  # noqa: A002  # as torch calls it
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> _Waiting | None:
+_PLAIN: Final = frozenset((Tensor, nn.Parameter))
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether it calls `conv2d` with what it was made of, and does nothing else."""
+    kind = type(convolution)
+    own = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    settings = convolution.stride, convolution.padding, convolution.dilation
+    return own and convolution.padding_mode == "zeros" and all(isinstance(one, tuple) for one in settings)
+
+
+def _waiting(folding: Folding, convolution: nn.Conv2d, x: Any) -> _Waiting | None:
     """Return what stands for the result of a convolution; None for one that is run at once."""
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    plain = all(type(one) in (Tensor, torch.nn.Parameter) and one.dtype == torch.float32 for one in tensors)
-    if not plain or input.dim() != 4 or input.is_inference() or isinstance(padding, str):
+    plain = type(x) is Tensor and x.dtype == torch.float32 and x.dim() == 4 and not x.is_inference()
+    weight, bias = convolution.weight, convolution.bias
+    parameters = (weight,) if bias is None else (weight, bias)
+    if not plain or not all(type(one) in _PLAIN and one.dtype == torch.float32 for one in parameters):
         return None
-    if torch.is_autocast_enabled(input.device.type):  # it may have ended when the convolution is run
+    if torch.is_autocast_enabled(x.device.type):  # it may have ended when the convolution is run
         return None
-    sides = zip(input.shape[2:], weight.shape[2:], pair(stride), pair(padding), pair(dilation), strict=True)
-    size = [(side + 2 * pad - spread * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, spread in sides]
+    settings = convolution.stride, convolution.padding, convolution.dilation
+    count, _, *sides = x.shape
+    size = _size((*sides,), weight.shape[2:], *settings)
     if min(size) < 1:
         return None
-    shape = (len(input), len(weight), *size)
-    made: _Waiting = Tensor._make_wrapper_subclass(_Waiting, shape, dtype=input.dtype, device=input.device)
-    made._folding, made._call = folding, (input, weight, bias, stride, padding, dilation, groups)
-    made._seen, made._made = input._version, None
+    shape = (count, weight.shape[0], *size)
+    made: _Waiting = Tensor._make_wrapper_subclass(_Waiting, shape, dtype=x.dtype, device=x.device)
+    made._folding, made._call = folding, (x, weight, bias, *settings, convolution.groups)
+    made._seen, made._made = x._version, None
     return made
+
+
+@functools.lru_cache(maxsize=1024)
+def _size(*axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the size of what a convolution makes, of input, kernel, stride, padding and dilation along each axis."""
+    return tuple(
+        (side + 2 * pad - spread * (kernel - 1) - 1) // step + 1
+        for side, kernel, step, pad, spread in zip(*axes, strict=True)
+    )
 
 
 def _batch_norm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +33,9 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def run(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
-    """Return what a network makes within a folding, and how many batch norms joined."""
-    folding = Folding()
+def run(network: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> tuple[Tensor, int]:
+    """Return what a network makes within a folding of modules of it, and how many batch norms joined."""
+    folding = Folding(nn.ModuleList(modules))
     with torch.no_grad(), folding:
         made = network(x)
     return made, folding.folded
@@ -55,9 +56,9 @@ CONVOLUTIONS = {
 def test_the_pair_is_torchs_own_fused_one(kind: str, affine: bool) -> None:
     conv, norm = lively(CONVOLUTIONS[kind](), affine=affine)
     x = torch.randn(2, 4, 9, 11)
-    made, folded = run(lambda x: norm(conv(x)), x)
+    made, folded = run(lambda x: norm(conv(x)), x, conv)
     assert type(made) is Tensor
-    assert folded == (kind != "same")  # its padding is spelt in words, and it is run at once
+    assert folded == (kind not in ("same", "mirrored"))  # those are run at once
     with torch.no_grad():
         torch.testing.assert_close(made, norm(conv(x)))
         if affine:  # torch's needs the weights
@@ -72,7 +73,7 @@ def test_the_pair_is_torchs_own_fused_one(kind: str, affine: bool) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0"])
 def test_networks_err_as_far_as_without_it(name: str) -> None:
     net, x = network(name, torch.float32), images(torch.float32, count=4)
-    made, folded = run(net, x)
+    made, folded = run(net, x, net)
     with torch.no_grad():
         precise = network(name, torch.float64)(x.double())
         own = float((net(x) - precise).abs().max())
@@ -163,7 +164,7 @@ def asked_for_its_shape(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Ten
 def test_whatever_comes_between(way: Callable[[nn.Conv2d, nn.BatchNorm2d, Tensor], Tensor]) -> None:
     conv, norm = lively(nn.Conv2d(4, 6, 3, padding=1))
     x = torch.randn(2, 4, 9, 11)
-    made, _ = run(lambda x: way(conv, norm, x), x)
+    made, _ = run(lambda x: way(conv, norm, x), x, conv)
     with torch.no_grad():
         torch.testing.assert_close(made, way(conv, norm, x))
 
@@ -177,12 +178,12 @@ def test_a_change_of_what_the_convolution_took_is_noticed() -> None:
         return norm(found)
 
     with pytest.raises(Unfoldable):
-        run(spoilt, torch.randn(1, 4, 8, 8))
+        run(spoilt, torch.randn(1, 4, 8, 8), conv)
 
 
 def test_kernels_follow_the_weights() -> None:
     conv, norm = lively(nn.Conv2d(4, 6, 3))
-    x, folding = torch.randn(1, 4, 8, 8), Folding()
+    x, folding = torch.randn(1, 4, 8, 8), Folding(conv)
     with torch.no_grad():
         for change in (lambda: None, lambda: conv.weight.mul_(2), lambda: norm.running_var.add_(1)):
             change()
@@ -195,38 +196,78 @@ def test_kernels_follow_the_weights() -> None:
 def test_training_and_gradients_are_left_alone() -> None:
     conv, norm = lively(nn.Conv2d(4, 6, 3))
     x = torch.randn(2, 4, 8, 8)
-    with Folding() as folding:
+    with Folding(conv) as folding:
         norm(conv(x)).sum().backward()
     assert folding.folded == 0
     assert conv.weight.grad is not None
     norm.train()
     before = norm.running_mean.clone()
-    assert run(lambda x: norm(conv(x)), x)[1] == 0
+    assert run(lambda x: norm(conv(x)), x, conv)[1] == 0
     assert not torch.equal(norm.running_mean, before), "statistics are kept as ever"
 
 
 def test_errors_are_torchs_own() -> None:
     conv, norm = lively(nn.Conv2d(4, 6, 3))
     with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels, but got 3 channels instead"):
-        run(lambda x: norm(conv(x)), torch.randn(1, 3, 8, 8))
+        run(lambda x: norm(conv(x)), torch.randn(1, 3, 8, 8), conv)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
-        run(lambda x: norm(conv(x)), torch.randn(1, 4, 2, 2))
+        run(lambda x: norm(conv(x)), torch.randn(1, 4, 2, 2), conv)
 
 
-def test_other_threads_see_nothing_of_it() -> None:
+class Doubling(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
+        return 2 * super().forward(input)
+
+
+class Shifting(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002  # as above
+        return super()._conv_forward(input, weight, bias) + 1
+
+
+@pytest.mark.parametrize("kind", [Doubling, Shifting])
+def test_convolutions_that_do_something_else_are_left_alone(kind: type[nn.Conv2d]) -> None:
+    conv, norm = lively(kind(4, 6, 3))
+    x = torch.randn(2, 4, 8, 8)
+    made, folded = run(lambda x: norm(conv(x)), x, conv)
+    assert folded == 0
+    with torch.no_grad():
+        torch.testing.assert_close(made, norm(conv(x)), rtol=0, atol=0)
+
+
+def test_it_ends_with_its_block_also_after_an_error() -> None:
     conv, _ = lively(nn.Conv2d(4, 6, 3))
-    x, kinds = torch.randn(1, 4, 8, 8), []
+    before = set(vars(conv))
 
-    def other() -> None:
+    def fail() -> None:
+        with torch.no_grad(), Folding(nn.Sequential(conv, conv)):
+            assert type(conv(torch.randn(1, 4, 8, 8))) is not Tensor
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert set(vars(conv)) == before
+
+
+def test_the_model_itself_sees_nothing_of_it() -> None:
+    net, kinds = Plain().eval(), set()
+    x, kernel = torch.randn(1, 3, 24, 24), Folding.kernel
+
+    def other_thread() -> None:
         with torch.no_grad():
-            kinds.append(type(conv(x)))
+            kinds.add(type(net.conv(x)))
 
-    with torch.no_grad(), Folding():
-        thread = threading.Thread(target=other)
+    def watching(self: Folding, *given: Any) -> tuple[Tensor, Tensor]:
+        thread = threading.Thread(target=other_thread)
         thread.start()
         thread.join()
-        assert type(conv(x)) is not Tensor
-    assert kinds == [Tensor]
+        kinds.add("forward" in vars(net.conv))
+        return kernel(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folding, "kernel", watching)
+        patch.setattr("cnnviz.Request.fits", lambda self, example: False)  # so that auto takes the dense way
+        cnnviz.explain(net, x, "occlusion", window=8, stride=8, target=1)
+    assert kinds == {Tensor, False}
 
 
 class Spoiling(nn.Module):
