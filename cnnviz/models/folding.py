@@ -33,8 +33,7 @@ class Folding:
     def __init__(self, module: nn.Module) -> None:
         self.folded = 0
         self._waiting = [one for one in module.modules() if isinstance(one, nn.Conv2d) and _is_plain(one)]
-        self._kernels: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-        self._alive: list[Any] = []  # ids stay unique as long as their tensors live
+        self._kernels: dict[nn.Conv2d, tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
 
     def __enter__(self) -> Self:
         for convolution in self._waiting:
@@ -49,18 +48,22 @@ class Folding:
         made = None if torch.is_grad_enabled() else _waiting(self, convolution, input)
         return type(convolution).forward(convolution, input) if made is None else made
 
-    def kernel(self, parts: tuple[Any, ...], eps: float, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    def kernel(
+        self, convolution: nn.Conv2d, parts: tuple[Any, ...], eps: float, layout: torch.memory_format
+    ) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a convolution and the batch norm behind it; see `fold`.
 
-        The weight lies in memory as what is convolved, or torch would lay it out anew each time.
+        The weight lies in memory as what is convolved, or torch would lay it out anew each time. The last one of each
+        convolution is kept, since weights may be computed anew in every pass.
         """
-        key = known_by((*parts, eps, layout))
-        if key not in self._kernels:
-            weight, bias = fold(*parts, eps=eps)
-            self._kernels[key] = weight.contiguous(memory_format=layout), bias
-            self._alive.append(parts)
         self.folded += 1
-        return self._kernels[key]
+        key = known_by((*parts, eps, layout))
+        known, _, made = self._kernels.get(convolution, (None, None, None))
+        if made is None or known != key:
+            weight, bias = fold(*parts, eps=eps)
+            made = weight.contiguous(memory_format=layout), bias
+            self._kernels[convolution] = key, parts, made  # ids stay unique as long as their tensors live
+        return made
 
 
 def fold(
@@ -84,6 +87,7 @@ class _Waiting(Tensor):
     """What a convolution will make, once it is known what comes next."""
 
     _folding: Folding
+    _convolution: nn.Conv2d
     _call: tuple[Any, ...]
     _seen: int
     _made: Tensor | None
@@ -101,7 +105,8 @@ class _Waiting(Tensor):
             return None
         x, weight, bias, *settings = self._taken()
         *moments, eps = parts
-        return _convolved(x, *self._folding.kernel((weight, bias, *moments), eps, memory_format(x)), *settings)
+        kernel = self._folding.kernel(self._convolution, (weight, bias, *moments), eps, memory_format(x))
+        return _convolved(x, *kernel, *settings)
 
     def _taken(self) -> tuple[Any, ...]:
         if self._call[0]._version != self._seen:
@@ -177,7 +182,8 @@ def _waiting(folding: Folding, convolution: nn.Conv2d, x: Any) -> _Waiting | Non
         return None
     shape = (count, weight.shape[0], *size)
     made: _Waiting = Tensor._make_wrapper_subclass(_Waiting, shape, dtype=x.dtype, device=x.device)
-    made._folding, made._call = folding, (x, weight, bias, *settings, convolution.groups)
+    made._folding, made._convolution = folding, convolution
+    made._call = (x, weight, bias, *settings, convolution.groups)
     made._seen, made._made = x._version, None
     return made
 

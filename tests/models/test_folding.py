@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrizations import spectral_norm
 
 import cnnviz
 from cnnviz.data import demo_picture
@@ -191,6 +193,25 @@ def test_kernels_follow_the_weights() -> None:
                 made = norm(conv(x))
             torch.testing.assert_close(made, norm(conv(x)))
     assert folding.folded == 3
+
+
+def test_weights_that_are_computed_anew_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, norm = lively(spectral_norm(nn.Conv2d(4, 6, 3)))
+    made, kernel = [], Folding.kernel
+
+    def watched(self: Folding, *given: Any) -> tuple[Tensor, Tensor]:
+        found = kernel(self, *given)
+        made.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(Folding, "kernel", watched)
+    x, folding = torch.randn(1, 4, 8, 8), Folding(conv)
+    with torch.no_grad():
+        for _ in range(4):
+            with folding:
+                folded = norm(conv(x))
+            torch.testing.assert_close(folded, norm(conv(x)))
+    assert [one() is None for one in made] == [True, True, True, False]
 
 
 def test_training_and_gradients_are_left_alone() -> None:
