@@ -26,8 +26,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "tests")
     shutil.copytree(ROOT, place / "source", ignore=ignore)
     wheels = place / "wheels"
+    wheel = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels))
     for source in (place / "source", place / "source" / "plugins" / "acme-viz"):
-        wheel = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels))
         _run(*wheel, str(source), CNNVIZ_BUILD="off")
     _run(sys.executable, "-m", "venv", "--without-pip", str(place / "venv"))
     python = place / "venv" / "bin" / "python"

@@ -131,7 +131,7 @@ class _Waiting(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # named as torch calls them
         """Be what the convolution makes to what looks below `__torch_function__`."""
-        args, kwargs = tree_map_only(cls, cls.run, (args, kwargs or {}))
+        args, kwargs = _run((args, kwargs or {}))
         return func(*args, **kwargs)
 
 
@@ -159,11 +159,11 @@ _PLAIN: Final = frozenset((Tensor, nn.Parameter))
 
 
 def _is_plain(convolution: nn.Conv2d) -> bool:
-    """Whether it calls `conv2d` with what it was made of, and does nothing else."""
+    """Whether it pads, calls `conv2d` with what it was made of, and does nothing else."""
     kind = type(convolution)
     own = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     settings = convolution.stride, convolution.padding, convolution.dilation
-    return own and convolution.padding_mode == "zeros" and all(isinstance(one, tuple) for one in settings)
+    return own and all(isinstance(one, tuple) for one in settings)
 
 
 def _waiting(folding: Folding, convolution: nn.Conv2d, x: Any) -> _Waiting | None:
@@ -175,7 +175,11 @@ def _waiting(folding: Folding, convolution: nn.Conv2d, x: Any) -> _Waiting | Non
         return None
     if torch.is_autocast_enabled(x.device.type):  # it may have ended when the convolution is run
         return None
-    settings = convolution.stride, convolution.padding, convolution.dilation
+    padding = convolution.padding
+    if convolution.padding_mode != "zeros":
+        x = functional.pad(x, convolution._reversed_padding_repeated_twice, mode=convolution.padding_mode)
+        padding = (0, 0)
+    settings = convolution.stride, padding, convolution.dilation
     count, _, *sides = x.shape
     size = _size((*sides,), weight.shape[2:], *settings)
     if min(size) < 1:
