@@ -32,3 +32,5 @@ run -m pytest -q -s -p no:cacheprovider tests/ops --deselect tests/ops/test_oper
 # Masked moves of short rows are not checked; without them the loops that take their place are.
 ATEN_CPU_CAPABILITY=avx2 run -m pytest -q -s -p no:cacheprovider tests/ops/test_crop_patches.py tests/ops/test_overlay_crop.py \
   tests/ops/test_conv_crops.py tests/ops/test_winograd_crops.py tests/ops/test_overlay_cat.py
+# The host's part: plans of windows, and what tells whether a network changed.
+run -m pytest -q -s -p no:cacheprovider tests/incremental/test_geometry.py tests/models/test_state.py

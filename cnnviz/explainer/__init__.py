@@ -232,7 +232,6 @@ class Explainer:
     def _provenance(self, call: Call, seconds: float) -> Provenance:
         samples, model = call.samples, self.model
         ran_on = model if samples is None else samples
-        modules = list(self._lender.module.modules()) if self._lender else []
         return Provenance(
             technique=self.technique.name,
             distribution=self._offer.distribution if self._offer else None,
@@ -247,7 +246,7 @@ class Explainer:
             memory=self.memory,
             batch_sizes=sorted(call.batches.sizes, reverse=True),
             out_of_memory=call.batches.halvings,
-            hooks_left_out=sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules),
+            hooks_left_out=self._lender.hooks() if self._lender else 0,
             device=None if ran_on is None else str(ran_on.device),
             dtype=None if ran_on is None else str(ran_on.dtype),
             versions={"cnnviz": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -40,12 +40,15 @@ def find_module(model: nn.Module, layer: str) -> nn.Module:
         LayerError: there is none; says which names are nearest.
     """
     name = LayerName.parse(layer).module
-    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))  # a shared one has several names
-    if name not in modules or not name:
+    found: nn.Module | None = model
+    for part in name.split("."):
+        found = None if found is None else found._modules.get(part)
+    if found is None:
         kind = type(model).__name__
-        known = nearest(name, (known for known in modules if known))
+        names = (known for known, _ in model.named_modules(remove_duplicate=False))  # a shared one has several
+        known = nearest(name, filter(None, names))
         raise LayerError(f"no layer '{name}' in {kind}{known} (cnnviz layers lists them)")
-    return modules[name]
+    return found
 
 
 class Captured:

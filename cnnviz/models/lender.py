@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from .replica import replicate, unwrap
-from .state import fingerprint, named_tensors, stamp
+from .state import distinct, fingerprint, named_tensors, stamp
 from .survey import Survey, survey
 
 _Known = dict[Hashable, Survey]
@@ -60,6 +60,10 @@ class Lender:
         with self._lock:
             self._fingerprint = self._fingerprint or fingerprint(*(t for _, t in named_tensors(self.module)))
             return self._fingerprint
+
+    def hooks(self) -> int:
+        """Return how many forward hooks the model has, which its replicas are without."""
+        return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in distinct(self.module))
 
     def survey(self, example: Tensor) -> Survey:
         """Return the survey of a forward pass on such an input; remembered as long as the model stays as it is."""

@@ -11,6 +11,10 @@
 
 #include "../places.h"
 
+namespace cnnviz {
+pybind11::tuple stamp(const pybind11::object& module, const pybind11::function& held);
+}
+
 namespace {
 
 #define CNNVIZ_TEXT_(x) #x
@@ -119,4 +123,5 @@ PYBIND11_MODULE(_host, module) {
   module.def("first_bad_window", &first_bad_window);
   module.def("reached", &reached);
   module.def("united", &united);
+  module.def("stamp", &cnnviz::stamp);
 }

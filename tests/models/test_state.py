@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cnnviz.models import digest, fingerprint
-from cnnviz.models.state import named_tensors, stamp
+from cnnviz.models.state import _stamp, named_tensors, stamp
+from cnnviz.ops._native import host
 
 DTYPES = [
     torch.float32,
@@ -258,6 +259,23 @@ def test_stamp_stays_with(net: nn.Module, use: Callable[[nn.Module], object]) ->
     before = stamp(net)
     use(net)
     assert stamp(net) == before
+
+
+@pytest.mark.skipif(host() is None, reason="there is no native code")
+def test_stamps_by_native_code_and_by_python_are_equal(net: nn.Module) -> None:
+    net.append(net[0])  # twice the same
+    net.append(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Dropout(0.25)))
+    net.register_module("none", None)
+    with torch.inference_mode():
+        net.register_buffer("mean", torch.zeros(2))
+    net.kept = [net[1].weight, {"scale": 2}, {"a", "b"}, (1, (2.5, "x")), (True, None), torch.Size((3, 4)), -0.5, ""]
+    for at, value in enumerate(net.kept):
+        setattr(net, f"kept_{at}", value)
+    vars(net).update({"": 1, "ñ": 2, "training_too": 3})
+    assert stamp(net) == _stamp(net)
+    assert len(stamp(net)) > 60
+    net.training_too = 4
+    assert stamp(net) == _stamp(net)
 
 
 def test_stamp_takes_inference_tensors_and_missing_parameters() -> None:
