@@ -1,4 +1,4 @@
-"""How each technique is called where it is to be quick, whatever else is tested of it."""
+"""How each technique and metric is called where it is to be quick, whatever else is tested of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "style-transfer": {"steps": 2, "styles": _STYLE},
     "texture-gram": {"steps": 2, "size": 16},
     "texture-patch": {"size": 8, "window": 5},
+}
+METRICS: dict[str, dict[str, Any]] = {
+    "infidelity": {"window": 8, "samples": 20},
+    "max-sensitivity": {"samples": 3},
+    "parameter-randomisation": {"stages": 2},
 }
 RUN_NO_MODEL = ("filters", "texture-patch")
 NETWORKS = {"fast-style": lambda: StyleNetwork(["waves", "stars"], width=2, blocks=1)}

@@ -19,16 +19,9 @@ def test_technique_conforms(name: str) -> None:
     assert "threads" in check_technique(name, model=model, **quick.OPTIONS.get(name, {}))
 
 
-QUICKER: dict[str, dict[str, Any]] = {
-    "infidelity": {"window": 8, "samples": 20},
-    "max-sensitivity": {"samples": 3},
-    "parameter-randomisation": {"stages": 2},
-}
-
-
 @pytest.mark.parametrize("name", list(available()))
 def test_metric_conforms(name: str) -> None:
-    assert "threads" in check_metric(name, **QUICKER.get(name, {}))
+    assert "threads" in check_metric(name, **quick.METRICS.get(name, {}))
 
 
 def draws_for_each(case: cnnviz.Case, options: cnnviz.Options) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""On a GPU techniques keep their contract and give what they give on a CPU, and style networks are trained."""
+"""On a GPU techniques and metrics do what they do on a CPU and keep their contract, and style networks are trained."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import cnnviz
+from cnnviz.metrics import available, measure
 from cnnviz.synthesis import train_style
-from cnnviz.testing import SmallNet, check_technique
+from cnnviz.testing import SmallNet, check_metric, check_technique
 from cnnviz.testing.suite import random_images
 from tests import quick
 
@@ -31,6 +32,21 @@ def test_maps_are_those_of_a_cpu(name: str) -> None:
     here = cnnviz.explain(net, x, name, target=1, **options).tensors()["values"]
     there = cnnviz.explain(net.cuda(), x.cuda(), name, target=1, **options).tensors()["values"]
     assert float((there.cpu() - here).abs().max()) <= 1e-9 * float(here.abs().max())
+
+
+@pytest.mark.parametrize("name", list(available()))
+def test_metric_conforms(name: str) -> None:
+    net, x = SmallNet().cuda(), random_images().cuda()
+    assert "threads" in check_metric(name, model=net, inputs=x, **quick.METRICS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", list(available()))
+def test_measures_are_those_of_a_cpu(name: str) -> None:
+    net, x = SmallNet().double().eval(), random_images().double()
+    given = {"target": 1, "boxes": [[[1.0, 2.0, 9.0, 11.0]]] * len(x), **quick.METRICS.get(name, {})}
+    here = measure(net, x, "saliency", name, **given).values
+    there = measure(net.cuda(), x.cuda(), "saliency", name, **given).values
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def test_a_style_network_is_trained_in_half_precision_and_paints(tmp_path: Path) -> None:

@@ -326,14 +326,16 @@ def _whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place
     if in_place and isinstance(args[0], Patched):
         written = args[0].become(plain_args[0])
         return written if made is plain_args[0] else made
-    for mine, plain in zip(
-        patched_in((args, kwargs)), _tensors((args, kwargs), (plain_args, plain_kwargs)), strict=True
-    ):
+    taken = zip(patched_in((args, kwargs)), _tensors((args, kwargs), (plain_args, plain_kwargs)), strict=True)
+    again = False
+    for mine, plain in taken:
         if any(_same_memory(plain, result) for result in tree_leaves(made) if isinstance(result, Tensor)):
             if mine.shared:
                 raise mine.source.refusal("a view is taken of a view of a patched map")
-            mine.whole = plain  # a view of it may be written to
-    return made
+            own = _same_memory(plain, mine.patch)  # kernels that wait may still look there
+            again = again or own
+            mine.whole = plain.clone() if own else plain  # a view of it may be written to
+    return _whole(func, args, kwargs, in_place=in_place) if again else made
 
 
 def _tensors(patched: Any, plain: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from ..models import fold
 from ..models.receptive_field import pair
 from ..ops import (
     Joined,
+    Overlaid,
     conv_cat,
     conv_crops,
     conv_crops_is_native,
@@ -53,8 +54,8 @@ class _Convolution(NamedTuple):
         groups: as torch takes it.
         native: whether the kernel for many small maps runs it, which packs weights once and takes no padding.
         limits: what is below the first, or above the second, is set to it.
-        x: the patches with what the kernel sees around them; or whole maps, which are padded; or what is still to be
-            laid side by side, for a kernel of one pixel.
+        x: the patches with what the kernel sees around them, made or still to be laid over; or whole maps, which are
+            padded; or what is still to be laid side by side, for a kernel of one pixel.
         whole: whether they are whole.
         added: is added to the patches that it makes; what it makes of the base stays as it is.
     """
@@ -69,7 +70,7 @@ class _Convolution(NamedTuple):
     groups: int
     native: bool
     limits: tuple[float, float] = _NONE
-    x: Tensor | _Concatenation | None = None
+    x: Tensor | Overlaid | _Concatenation | None = None
     whole: bool = False
     added: Tensor | None = None
 
@@ -92,6 +93,11 @@ class _Convolution(NamedTuple):
         return self.native and plain and self.weight.shape[2:] == (3, 3) and min(self.weight.shape[:2]) >= _MANY
 
     @property
+    def looks(self) -> bool:
+        """Whether its kernel looks at crops where they lie, so that they need not be made first."""
+        return self.tiled or (self.native and self.groups > 1)
+
+    @property
     def cost(self) -> int:
         """How many products a pixel of the result takes."""
         products = self.weight.numel()
@@ -99,7 +105,7 @@ class _Convolution(NamedTuple):
 
     def run(self) -> Tensor:
         assert self.x is not None
-        if not isinstance(self.x, Tensor):
+        if isinstance(self.x, _Concatenation):
             low, high = self.limits
             return conv_cat(self.x.joined, self._packed(), self._bias(), low=low, high=high, added=self.added)
         return self._of(self.x, self.padding if self.whole else (0, 0), self.added)
@@ -112,12 +118,14 @@ class _Convolution(NamedTuple):
         )
         return made
 
-    def _of(self, x: Tensor, padding: Pair, added: Tensor | None = None) -> Tensor:
+    def _of(self, x: Tensor | Overlaid, padding: Pair, added: Tensor | None = None) -> Tensor:
         if not self.native:
+            assert isinstance(x, Tensor)
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
         bias = self._bias()
         if any(padding):
+            assert isinstance(x, Tensor)
             x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
         (low, high), weights = self.limits, self.source.weights
         rows, columns = x.shape[2] - 2, x.shape[3] - 2
@@ -223,9 +231,10 @@ def _through_windows(
     base: Tensor | Callable[[], Tensor],
     pad: float,
     whole: Callable[[Tensor], Tensor | Later] | None,
-    part: Callable[[Tensor], Tensor | Later],
+    part: Callable[[Any], Tensor | Later],
     factor: Tensor | None = None,
     like: Like | None = None,
+    looks: bool = False,
 ) -> Patched:
     """Return the map behind a window operation.
 
@@ -238,6 +247,7 @@ def _through_windows(
         part: the operation without padding.
         factor: (1, 1, H, W), by which the result of `part` is multiplied.
         like: what the base is like, where that is still to be made.
+        looks: whether `part` takes crops that are still to be made, with 0 as padding.
     """
     known = base if isinstance(base, Tensor) else like
     assert known is not None
@@ -250,7 +260,8 @@ def _through_windows(
         if seen == x.extent and torch.equal(reach.corners, x.places):
             patch = part(x.patch)
         else:
-            patch = part(laid_over(x.base, x.patch, x.places, reach.corners, seen, pad))
+            crops = Overlaid(x.base, x.patch, x.places, reach.corners, seen)
+            patch = part(crops if looks else laid_over(*crops, pad))
         if factor is not None:
             assert isinstance(patch, Tensor)
             patch = patch * cropped(factor, reach.places, reach.size)
@@ -294,6 +305,7 @@ def _conv2d(
         None if call.native else lambda x: call._replace(x=x, whole=True),
         lambda x: call._replace(x=x),
         like=like,
+        looks=call.looks,
     )
     input.source.visit(result.spans, size, weight, call.cost)
     return result

@@ -11,12 +11,13 @@ from .grow_texture import Guide, grow_texture
 from .guided_relu import guided_relu, guided_relu_
 from .occlude import occlude
 from .overlay_cat import Joined, conv_cat, overlay_cat
-from .overlay_crop import overlay_crop
+from .overlay_crop import Overlaid, overlay_crop
 from .winograd_crops import winograd_crops, winograd_kernel
 
 __all__ = [
     "Guide",
     "Joined",
+    "Overlaid",
     "conv_cat",
     "conv_crops",
     "conv_crops_is_native",

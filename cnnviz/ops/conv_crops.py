@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from . import _check, _layout
 from ._operator import Operator
+from .overlay_crop import Overlaid, made_of, overlay_crop, taken
 
 _PANEL = 64  # channels that are packed side by side, as csrc/cpu/conv_kernel.h has them
 
@@ -35,7 +36,7 @@ def packed_kernel(weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def conv_crops(
-    x: Tensor,
+    x: Tensor | Overlaid,
     kernel: Tensor,
     bias: Tensor,
     *,
@@ -51,7 +52,8 @@ def conv_crops(
     map and batch it lies.
 
     Args:
-        x: float32; channels last, otherwise it is copied.
+        x: float32; channels last, otherwise it is copied; or crops with patches laid over, which are not made first
+            where each channel has a kernel of its own.
         kernel: of `packed_kernel`.
         bias: (M,).
         stride: (height, width).
@@ -63,19 +65,21 @@ def conv_crops(
     Raises:
         ValueError: shapes or types do not fit.
     """
-    _check.floating("conv_crops", "x", x, "KCHW")
     each = kernel.dim() == 3
+    if isinstance(x, Overlaid) and not each:
+        x = overlay_crop(*x)
+    first, *rest = taken("conv_crops", x)
     sides = kernel.shape[:2] if each else kernel.shape[1:3]
     room = [n - d * (k - 1) for n, k, d in zip(x.shape[2:], sides, dilation, strict=True)]
     made = kernel.shape[2] if each else kernel.shape[0] * _PANEL
     fits = kernel.dim() in (3, 5) and kernel.shape[2 if each else 3] == x.shape[1] and bias.dim() == 1
     if not (fits and made - (_PANEL if not each else 1) < len(bias) <= made and min(room) > 0) or any(
-        value.dtype != torch.float32 for value in (x, kernel, bias)
+        value.dtype != torch.float32 for value in (first, kernel, bias)
     ):
         raise ValueError(
-            f"conv_crops: x is {tuple(x.shape)} {x.dtype}, kernel {tuple(kernel.shape)} and bias {tuple(bias.shape)}, "
-            "expected float32 maps (K, C, h, w), at least as large as the kernel reaches, what `packed_kernel` makes "
-            "of (M, C, kh, kw), and (M,)"
+            f"conv_crops: x is {tuple(x.shape)} {first.dtype}, kernel {tuple(kernel.shape)} and bias "
+            f"{tuple(bias.shape)}, expected float32 maps (K, C, h, w), at least as large as the kernel reaches, what "
+            "`packed_kernel` makes of (M, C, kh, kw), and (M,)"
         )
     if added is not None:
         size = [(n - 1) // s + 1 for n, s in zip(room, stride, strict=True)]
@@ -84,7 +88,7 @@ def conv_crops(
             raise ValueError(
                 "conv_crops: got added and a kernel for each channel, expected one kernel for all channels"
             )
-    return _forward(x, kernel, bias, list(stride), list(dilation), float(low), float(high), added)
+    return _forward(first, kernel, bias, list(stride), list(dilation), float(low), float(high), added, *rest)
 
 
 @cache
@@ -104,7 +108,12 @@ def _conv_crops(
     low: float,
     high: float,
     added: Tensor | None,
+    base: Tensor | None,
+    patch_yx: Tensor | None,
+    crop_yx: Tensor | None,
+    size: list[int],
 ) -> Tensor:
+    x = made_of(x, base, patch_yx, crop_yx, size)
     if kernel.dim() == 3:
         weight, groups = kernel.permute(2, 0, 1)[:, None], kernel.shape[2]
     else:
@@ -115,10 +124,12 @@ def _conv_crops(
 
 
 @_conv_crops.register_fake
-def _(x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], *_: Any) -> Tensor:
+def _(x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], *given: Any) -> Tensor:
+    *_, size = given
     sides = kernel.shape[:2] if kernel.dim() == 3 else kernel.shape[1:3]
-    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], sides, stride, dilation, strict=True)]
-    return _layout.empty(x, (x.shape[0], len(bias), *size), torch.channels_last)
+    axes = zip(size or x.shape[2:], sides, stride, dilation, strict=True)
+    made = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in axes]
+    return _layout.empty(x, (x.shape[0], len(bias), *made), torch.channels_last)
 
 
 _forward = Operator(_conv_crops)

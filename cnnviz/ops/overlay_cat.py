@@ -171,7 +171,7 @@ def _conv_cat(
     added: Tensor | None,
 ) -> Tensor:
     x = _overlay_cat(bases, patches, patch_yx, crop_yx, size, scale, shift, low, high)
-    made: Tensor = _conv_crops(x, kernel, bias, [1, 1], [1, 1], made_low, made_high, added)
+    made: Tensor = _conv_crops(x, kernel, bias, [1, 1], [1, 1], made_low, made_high, added, None, None, None, [])
     return made
 
 

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from . import _check, _layout
 from ._operator import Operator
 from .crop_patches import _crop_patches
+
+
+class Overlaid(NamedTuple):
+    """What `overlay_crop` makes of its arguments, with 0 around the base: (K, C, *size), for operators that look there.
+
+    Attributes:
+        base: (1, C, H, W).
+        patch: (K, C, h, w).
+        patch_yx: (K, 2) int64, first row and column of each patch within the base.
+        crop_yx: (K, 2) int64, first row and column of each crop.
+        size: (height, width) of every crop.
+    """
+
+    base: Tensor
+    patch: Tensor
+    patch_yx: Tensor
+    crop_yx: Tensor
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Its shape once it is made."""
+        return (self.patch.shape[0], self.patch.shape[1], *self.size)
 
 
 def overlay_crop(
@@ -32,18 +57,49 @@ def overlay_crop(
 
     A channels-last base gives channels-last crops.
     """
-    _check.floating("overlay_crop", "base", base, "1CHW")
-    _check.floating("overlay_crop", "patch", patch, "KCHW")
-    patch_yx = _check.corners("overlay_crop", "patch_yx", patch_yx, len(patch))
-    crop_yx = _check.corners("overlay_crop", "crop_yx", crop_yx, len(patch))
-    _check.have_values("overlay_crop", base, patch_yx=patch_yx, crop_yx=crop_yx)
-    _check.size("overlay_crop", size)
+    return _forward(*checked("overlay_crop", Overlaid(base, patch, patch_yx, crop_yx, size)), float(pad))
+
+
+def checked(operator: str, overlaid: Overlaid) -> tuple[Any, ...]:
+    """Return the parts as operators take them.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    base, patch, patch_yx, crop_yx, size = overlaid
+    _check.floating(operator, "base", base, "1CHW")
+    _check.floating(operator, "patch", patch, "KCHW")
+    patch_yx = _check.corners(operator, "patch_yx", patch_yx, len(patch))
+    crop_yx = _check.corners(operator, "crop_yx", crop_yx, len(patch))
+    _check.have_values(operator, base, patch_yx=patch_yx, crop_yx=crop_yx)
+    _check.size(operator, size)
     if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype or patch.device != base.device:
         raise ValueError(
-            f"overlay_crop: base is {tuple(base.shape)} {base.dtype} on {base.device} and patch {tuple(patch.shape)} "
+            f"{operator}: base is {tuple(base.shape)} {base.dtype} on {base.device} and patch {tuple(patch.shape)} "
             f"{patch.dtype} on {patch.device}, expected (1, C, H, W) and (K, C, h, w) of one type on one device"
         )
-    return _forward(base, patch, patch_yx, crop_yx, list(size), float(pad))
+    return base, patch, patch_yx, crop_yx, list(size)
+
+
+def taken(operator: str, x: Tensor | Overlaid) -> tuple[Any, ...]:
+    """Return maps or crops as operators take them that look at crops where they lie: maps or patches, and the rest.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    if not isinstance(x, Overlaid):
+        _check.floating(operator, "x", x, "KCHW")
+        return x, None, None, None, []
+    base, patch, *rest = checked(operator, x)
+    return patch, base, *rest
+
+
+def made_of(x: Tensor, base: Tensor | None, patch_yx: Tensor | None, crop_yx: Tensor | None, size: list[int]) -> Tensor:
+    """Return maps, or the crops that are made of such parts."""
+    if base is None or patch_yx is None or crop_yx is None:
+        return x
+    made: Tensor = _overlay_crop(base, x, patch_yx, crop_yx, size, 0.0)
+    return made
 
 
 @torch.library.custom_op("cnnviz::overlay_crop", mutates_args=())

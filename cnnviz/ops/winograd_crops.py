@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional
 from . import _check, _layout
 from ._operator import Operator
 from .conv_crops import packed_kernel
+from .overlay_crop import Overlaid, made_of, taken
 
 # Lavin & Gray 2016, F(2 x 2, 3 x 3): of the input, of the kernel, of the result.
 _INPUT = ((1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.0, -1.0))
@@ -51,7 +53,7 @@ _packed = Operator(_winograd_kernel)
 
 
 def winograd_crops(
-    x: Tensor,
+    x: Tensor | Overlaid,
     kernel: Tensor,
     bias: Tensor,
     *,
@@ -64,7 +66,7 @@ def winograd_crops(
     Tiles of 2 x 2 results take 16 products of each channel in place of 36. A layer rounds up to half as much further.
 
     Args:
-        x: float32; channels last, otherwise it is copied.
+        x: float32; channels last, otherwise it is copied; or crops with patches laid over, which are not made first.
         kernel: of `winograd_kernel`.
         bias: (M,).
         low: what is below is set to it; 0 for a ReLU.
@@ -74,24 +76,36 @@ def winograd_crops(
     Raises:
         ValueError: shapes or types do not fit.
     """
-    _check.floating("winograd_crops", "x", x, "KCHW")
+    first, *rest = taken("winograd_crops", x)
     fits = kernel.dim() == 4 and kernel.shape[1:3] == (16, x.shape[1]) and bias.dim() == 1 and min(x.shape[2:]) > 2
     made = kernel.shape[0] * kernel.shape[-1]
     if not (fits and made - kernel.shape[-1] < len(bias) <= made) or any(
-        value.dtype != torch.float32 for value in (x, kernel, bias)
+        value.dtype != torch.float32 for value in (first, kernel, bias)
     ):
         raise ValueError(
-            f"winograd_crops: x is {tuple(x.shape)} {x.dtype}, kernel {tuple(kernel.shape)} and bias "
+            f"winograd_crops: x is {tuple(x.shape)} {first.dtype}, kernel {tuple(kernel.shape)} and bias "
             f"{tuple(bias.shape)}, expected float32 maps (K, C, h, w) of at least 3 x 3, what `winograd_kernel` makes "
             "of (M, C, 3, 3), and (M,)"
         )
     if added is not None:
         _check.added("winograd_crops", added, (x.shape[0], len(bias), x.shape[2] - 2, x.shape[3] - 2))
-    return _forward(x, kernel, bias, float(low), float(high), added)
+    return _forward(first, kernel, bias, float(low), float(high), added, *rest)
 
 
 @torch.library.custom_op("cnnviz::winograd_crops", mutates_args=())
-def _winograd_crops(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float, added: Tensor | None) -> Tensor:
+def _winograd_crops(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    low: float,
+    high: float,
+    added: Tensor | None,
+    base: Tensor | None,
+    patch_yx: Tensor | None,
+    crop_yx: Tensor | None,
+    size: list[int],
+) -> Tensor:
+    x = made_of(x, base, patch_yx, crop_yx, size)
     rows, columns = x.shape[2] - 2, x.shape[3] - 2
     tiles = functional.pad(x, (0, columns % 2, 0, rows % 2)).unfold(2, 4, 2).unfold(3, 4, 2)  # (K, C, th, tw, 4, 4)
     points = _both_ways(tiles, _INPUT).permute(4, 5, 0, 2, 3, 1).flatten(0, 1)  # (16, K, th, tw, C)
@@ -112,9 +126,10 @@ def _both_ways(tiles: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
 
 
 @_winograd_crops.register_fake
-def _(x: Tensor, kernel: Tensor, bias: Tensor, low: float, high: float, added: Tensor | None) -> Tensor:
-    size = (x.shape[0], len(bias), x.shape[2] - 2, x.shape[3] - 2)
-    return _layout.empty(x, size, torch.channels_last)
+def _(x: Tensor, kernel: Tensor, bias: Tensor, *given: Any) -> Tensor:
+    *_, size = given
+    height, width = size or x.shape[2:]
+    return _layout.empty(x, (x.shape[0], len(bias), height - 2, width - 2), torch.channels_last)
 
 
 _forward = Operator(_winograd_crops)

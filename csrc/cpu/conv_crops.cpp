@@ -3,7 +3,10 @@
 // What a pixel sees lies in memory as one run for each row of the kernel, so nothing is copied: pixels are multiplied where
 // they are. Products are summed up in an order that depends on the kernel alone, so that a pixel comes out the same in
 // whatever map it lies.
+#include <memory>
+
 #include "conv_kernel.h"
+#include "maps.h"
 
 namespace cnnviz::cpu {
 namespace {
@@ -61,50 +64,73 @@ void convolve(const Convolution& job, const float* weights) {
   });
 }
 
-// A kernel for each channel.
-void convolve_each(const Convolution& job, const float* weights) {
+// A kernel for each channel. Crops that are still to be written are written one by one, and multiplied while they are in the
+// cache.
+void convolve_each(const Convolution& job, const float* weights, const Crops<float>* crops) {
   std::vector<int64_t> offsets;
   for (int64_t i = 0; i < job.kernel[0]; ++i)
     for (int64_t j = 0; j < job.kernel[1]; ++j)
       offsets.push_back((i * job.dilation[0] * job.width + j * job.dilation[1]) * job.channels);
   const SumAll sum = sum_all_here();
-  const int64_t pixels = job.pixels(), cost = kEach * job.channels * static_cast<int64_t>(offsets.size() * sizeof(float));
-  parallel_rows((pixels + kEach - 1) / kEach, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  const auto some = [&](const Convolution& part, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kEach) {
       const float* x[kEach];
       float* to[kEach];
       for (int64_t p = 0; p < kEach; ++p) {  // the last ones may be the same, and come out the same
-        const int64_t pixel = std::min(i * kEach + p, pixels - 1);
-        x[p] = job.seen(pixel);
-        to[p] = job.sums.to + pixel * job.channels;
+        const int64_t pixel = std::min(i + p, end - 1);
+        x[p] = part.seen(pixel);
+        to[p] = part.sums.to + pixel * part.channels;
       }
-      sum(x, offsets, weights, job.sums.bias, job.channels, job.sums.low, job.sums.high, to);
+      sum(x, offsets, weights, part.sums.bias, part.channels, part.sums.low, part.sums.high, to);
+    }
+  };
+  const int64_t pixels = job.pixels(), cost = job.channels * static_cast<int64_t>(offsets.size() * sizeof(float));
+  if (!crops) {
+    parallel_rows((pixels + kEach - 1) / kEach, kEach * cost, [&](int64_t begin, int64_t end) {
+      some(job, begin * kEach, std::min(pixels, end * kEach));
+    });
+    return;
+  }
+  const WriteRows<float> write = write_rows_of(*crops);
+  const int64_t made = job.rows * job.columns;
+  parallel_rows(job.count, made * cost, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float[]> room(new float[job.height * job.width * job.channels]);
+    Convolution one = job;
+    one.x = room.get();
+    for (int64_t k = begin; k < end; ++k) {
+      write(crops->only(k, room.get()), 0, job.height);
+      one.sums.to = job.sums.to + k * made * job.channels;
+      some(one, 0, made);
     }
   });
 }
 
 Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, const Sizes& stride, const Sizes& dilation,
-                  double low, double high, const std::optional<Tensor>& added) {
+                  double low, double high, const std::optional<Tensor>& added, const std::optional<Tensor>& base,
+                  const std::optional<Tensor>& patch_yx, const std::optional<Tensor>& crop_yx, const Sizes& size) {
   const bool each = weight.dim() == 3;  // a kernel for each channel
   const int64_t made_at_most = each ? weight.size(2) : weight.size(0) * kPanel;
   STD_TORCH_CHECK(weight.size(each ? 2 : 3) == x.size(1) && bias.size(0) <= made_at_most && (each || weight.size(4) == kPanel),
                   "kernel and bias are not of these maps");
+  const Maps maps(x, base, patch_yx, crop_yx, size);
   Convolution job;
-  job.count = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3);
+  job.count = maps.count, job.channels = maps.channels, job.height = maps.height, job.width = maps.width;
+  const int64_t sides[2] = {maps.height, maps.width};
   int64_t made[2];
   for (int64_t axis : {0, 1}) {
     job.kernel[axis] = weight.size(each ? axis : axis + 1);
     job.stride[axis] = stride[axis], job.dilation[axis] = dilation[axis];
-    const int64_t room = x.size(2 + axis) - dilation[axis] * (job.kernel[axis] - 1);
+    const int64_t room = sides[axis] - dilation[axis] * (job.kernel[axis] - 1);
     STD_TORCH_CHECK(room > 0, "the kernel is larger than the maps");
     made[axis] = (room - 1) / stride[axis] + 1;
   }
   job.rows = made[0], job.columns = made[1];
   STD_TORCH_CHECK(!each || !added, "nothing is added where each channel has a kernel of its own");
+  STD_TORCH_CHECK(each || !base, "nothing is laid over where all channels have one kernel");
   Tensor result = empty(x, {job.count, bias.size(0), job.rows, job.columns}, true);
   if (result.numel() == 0) return result;
-  const Tensor from = in_format(x, true), weights = in_order(weight), start = in_order(bias);
-  job.x = static_cast<const float*>(from.const_data_ptr());
+  const Tensor weights = in_order(weight), start = in_order(bias);
+  job.x = maps.data();
   const float* packed = static_cast<const float*>(weights.const_data_ptr());
   const std::optional<Tensor> more = like_result(added, result);
   job.sums = {static_cast<const float*>(start.const_data_ptr()),
@@ -113,7 +139,7 @@ Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, con
               bias.size(0),
               static_cast<float>(low),
               static_cast<float>(high)};
-  if (each) convolve_each(job, packed);
+  if (each) convolve_each(job, packed, maps.crops());
   else convolve(job, packed);
   return result;
 }

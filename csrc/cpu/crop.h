@@ -49,6 +49,14 @@ struct Crops {
   Patches<T> patches{};
 
   int64_t row() const { return width * planes.unit; }
+
+  // The k-th of them alone, where all are of one image.
+  Crops only(int64_t k, T* there) const {
+    Crops one = *this;
+    one.to = there, one.corner += 2 * k, one.patches.corner += 2 * k;
+    one.patches.data += k * planes.count * planes.unit * patches.height * patches.width;
+    return one;
+  }
 };
 
 // A range of a crop's rows or columns: what lies in [begin, end) comes from elsewhere, what lies around it does not.
@@ -216,14 +224,22 @@ template <class T, bool kLaid>
 #endif
 
 template <class T>
-void write_crops(const Crops<T>& crops, int64_t count) {
-  const int64_t row_bytes = crops.row() * static_cast<int64_t>(sizeof(T));
-  auto write = write_any_rows<T>;
+using WriteRows = void (*)(const Crops<T>&, int64_t, int64_t);
+
+// What writes the rows of such crops.
+template <class T>
+WriteRows<T> write_rows_of(const Crops<T>& crops) {
 #ifdef CNNVIZ_X86_LEVELS
-  if (row_bytes <= kVectors * kVector && has_avx512())
-    write = crops.patches.data ? write_short_rows<T, true> : write_short_rows<T, false>;
+  if (crops.row() * static_cast<int64_t>(sizeof(T)) <= kVectors * kVector && has_avx512())
+    return crops.patches.data ? write_short_rows<T, true> : write_short_rows<T, false>;
 #endif
-  parallel_rows(count * crops.planes.count * crops.height, row_bytes,
+  return write_any_rows<T>;
+}
+
+template <class T>
+void write_crops(const Crops<T>& crops, int64_t count) {
+  const WriteRows<T> write = write_rows_of(crops);
+  parallel_rows(count * crops.planes.count * crops.height, crops.row() * static_cast<int64_t>(sizeof(T)),
                 [&](int64_t begin, int64_t end) { write(crops, begin, end); });
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "conv_kernel.h"
+#include "maps.h"
 
 namespace cnnviz::cpu {
 namespace {
@@ -105,30 +106,43 @@ template <class Isa>
 }
 
 struct Winograd {
-  const float* x;
+  const Maps& maps;
+  const float* zeros;    // as many as maps have channels
   const float* weights;  // (panels, 16, channels, kPanel)
   const float* bias;
   const float* added;  // to the result, or null
   float* to;
-  int64_t count, height, width, channels;  // of the maps
-  int64_t made;                            // channels of the result
+  int64_t made;  // channels of the result
   float low, high;
 
-  int64_t rows() const { return height - 2; }
-  int64_t columns() const { return width - 2; }
+  int64_t rows() const { return maps.height - 2; }
+  int64_t columns() const { return maps.width - 2; }
   int64_t down() const { return (rows() + 1) / 2; }
   int64_t across() const { return (columns() + 1) / 2; }
-  int64_t tiles() const { return count * down() * across(); }
+  int64_t tiles() const { return maps.count * down() * across(); }
 
   Tile tile(int64_t number) const {
     const int64_t image = number / (down() * across()), at = number % (down() * across());
-    const int64_t row = at / across() * 2, column = at % across() * 2;
+    const int64_t row = at / across() * 2, column = at % across() * 2, channels = maps.channels;
     Tile found;
+    int64_t y[kSide], x[kSide];
     for (int64_t i = 0; i < kSide; ++i)
-      for (int64_t j = 0; j < kSide; ++j) {
-        const int64_t y = std::min(row + i, height - 1), z = std::min(column + j, width - 1);
-        found.from[i * kSide + j] = x + ((image * height + y) * width + z) * channels;
+      y[i] = std::min(row + i, maps.height - 1), x[i] = std::min(column + i, maps.width - 1) * channels;
+    if (const Crops<float>* crops = maps.crops()) {
+      const Cut<float> cut(*crops, image);
+      for (int64_t i = 0; i < kSide; ++i) {
+        const bool there = cut.rows.has(y[i]), laid = cut.laid_rows.has(y[i]);
+        const float *under = cut.under + y[i] * crops->source.row, *over = cut.over + y[i] * cut.patch_row;
+        for (int64_t j = 0; j < kSide; ++j)
+          found.from[i * kSide + j] = laid && cut.laid_columns.has(x[j])  ? over + x[j]
+                                      : there && cut.columns.has(x[j]) ? under + x[j]
+                                                                       : zeros;
       }
+    } else {
+      const float* map = maps.data() + image * maps.height * maps.width * channels;
+      for (int64_t i = 0; i < kSide; ++i)
+        for (int64_t j = 0; j < kSide; ++j) found.from[i * kSide + j] = map + y[i] * maps.width * channels + x[j];
+    }
     for (int64_t i = 0; i < 2; ++i)
       for (int64_t j = 0; j < 2; ++j) {
         const bool there = row + i < rows() && column + j < columns();
@@ -144,11 +158,11 @@ struct Winograd {
 template <class Isa>
 [[gnu::always_inline]] inline void convolve_tiles(const Winograd& job, int64_t first, int64_t last, int64_t room, AddPanel add,
                                                   const std::vector<Run>& runs, float* points, float* sums) {
-  const int64_t count = last - first, whole = (count + kTiles - 1) / kTiles * kTiles;
+  const int64_t count = last - first, whole = (count + kTiles - 1) / kTiles * kTiles, channels = job.maps.channels;
   std::vector<Tile> tiles(count);
   for (int64_t t = 0; t < count; ++t) {
     tiles[t] = job.tile(first + t);
-    spread<Isa>(tiles[t], job.channels, points + t * job.channels, room * job.channels);
+    spread<Isa>(tiles[t], channels, points + t * channels, room * channels);
   }
   std::vector<const float*> x(whole);
   const int64_t panels = (job.made + kPanel - 1) / kPanel;
@@ -156,8 +170,8 @@ template <class Isa>
     const int64_t channel = panel * kPanel, some = std::min(kPanel, job.made - channel);
     std::memset(sums, 0, kPoints * room * kPanel * sizeof(float));
     for (int64_t p = 0; p < kPoints; ++p) {
-      for (int64_t t = 0; t < whole; ++t) x[t] = points + (p * room + std::min(t, count - 1)) * job.channels;
-      add(x.data(), whole, runs, job.weights + (panel * kPoints + p) * job.channels * kPanel, some, sums + p * room * kPanel);
+      for (int64_t t = 0; t < whole; ++t) x[t] = points + (p * room + std::min(t, count - 1)) * channels;
+      add(x.data(), whole, runs, job.weights + (panel * kPoints + p) * channels * kPanel, some, sums + p * room * kPanel);
     }
     for (int64_t t = 0; t < count; ++t) {
       Tile tile = tiles[t];
@@ -185,36 +199,41 @@ using ConvolveTiles = void (*)(const Winograd&, int64_t, int64_t, int64_t, AddPa
 
 void convolve(const Winograd& job) {
   std::vector<Run> runs;
-  for (int64_t k = 0; k < job.channels; k += kChain) runs.push_back({k, std::min(kChain, job.channels - k)});
-  const int64_t tiles = job.tiles();
+  const int64_t tiles = job.tiles(), channels = job.maps.channels;
+  for (int64_t k = 0; k < channels; k += kChain) runs.push_back({k, std::min(kChain, channels - k)});
   int64_t room = kBlock;
   while (room > kTiles && (tiles + room - 1) / room < 8) room /= 2;
   const int64_t blocks = (tiles + room - 1) / room;
   const AddPanel add = add_panel_here();
   const ConvolveTiles run = has_avx512() ? convolve_tiles_avx512 : convolve_tiles_avx2;
   parallel_rows(blocks, kGrainBytes, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> points(new float[kPoints * room * job.channels]), sums(new float[kPoints * room * kPanel]);
+    const std::unique_ptr<float[]> points(new float[kPoints * room * channels]), sums(new float[kPoints * room * kPanel]);
     for (int64_t i = begin; i < end; ++i)
       run(job, i * room, std::min(tiles, (i + 1) * room), room, add, runs, points.get(), sums.get());
   });
 }
 
 Tensor winograd_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high,
-                      const std::optional<Tensor>& added) {
-  STD_TORCH_CHECK(weight.size(1) == kPoints && weight.size(2) == x.size(1) && weight.size(3) == kPanel &&
-                      bias.size(0) <= weight.size(0) * kPanel && x.size(2) > 2 && x.size(3) > 2,
+                      const std::optional<Tensor>& added, const std::optional<Tensor>& base,
+                      const std::optional<Tensor>& patch_yx, const std::optional<Tensor>& crop_yx, const Sizes& size) {
+  const Maps maps(x, base, patch_yx, crop_yx, size);
+  STD_TORCH_CHECK(weight.size(1) == kPoints && weight.size(2) == maps.channels && weight.size(3) == kPanel &&
+                      bias.size(0) <= weight.size(0) * kPanel && maps.height > 2 && maps.width > 2,
                   "kernel and bias are not of these maps");
-  Tensor result = empty(x, {x.size(0), bias.size(0), x.size(2) - 2, x.size(3) - 2}, true);
+  Tensor result = empty(x, {maps.count, bias.size(0), maps.height - 2, maps.width - 2}, true);
   if (result.numel() == 0) return result;
-  const Tensor from = in_format(x, true), weights = in_order(weight), start = in_order(bias);
+  const Tensor weights = in_order(weight), start = in_order(bias);
   const std::optional<Tensor> more = like_result(added, result);
-  Winograd job;
-  job.added = more ? static_cast<const float*>(more->const_data_ptr()) : nullptr;
-  job.x = static_cast<const float*>(from.const_data_ptr()), job.bias = static_cast<const float*>(start.const_data_ptr());
-  job.weights = static_cast<const float*>(weights.const_data_ptr()), job.to = fresh<float>(result);
-  job.count = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3), job.made = bias.size(0);
-  job.low = static_cast<float>(low), job.high = static_cast<float>(high);
-  convolve(job);
+  const std::vector<float> zeros(maps.channels);
+  convolve({maps,
+            zeros.data(),
+            static_cast<const float*>(weights.const_data_ptr()),
+            static_cast<const float*>(start.const_data_ptr()),
+            more ? static_cast<const float*>(more->const_data_ptr()) : nullptr,
+            fresh<float>(result),
+            bias.size(0),
+            static_cast<float>(low),
+            static_cast<float>(high)});
   return result;
 }
 

@@ -49,10 +49,12 @@ def check(
     side: tuple[int, int] = (24, 19),
     size: tuple[int, int] = (5, 4),
     dtype: torch.dtype = torch.float64,
+    last: bool = False,
 ) -> Any:
     """Whatever the network returns is what it returns for whole images; returns what it returned for patches."""
     base, patch, places = images(seed, side, size, dtype=dtype)
     source = Base()
+    source.channels_last = last
     with torch.no_grad():
         expected = net(pasted(base, patch, places))
         for _ in range(2):  # the second time the base is known
@@ -337,6 +339,35 @@ WAITING = _waiting()
 def test_what_waits_becomes_what_comes_next(name: str, size: tuple[int, int]) -> None:
     made = check(WAITING[name], size=size, dtype=torch.float32)
     assert all(isinstance(one, Patched) and one.whole is None for one in _each(made))
+
+
+VIEWS: dict[str, Net] = {
+    "narrowed": lambda x: x.narrow(1, 0, 2),
+    "selected": lambda x: x.select(1, 2),
+    "a diagonal": lambda x: torch.diagonal(x, dim1=2, dim2=3),
+}
+KERNELS = {"of a pixel": {"kernel_size": 1}, "tiled": {"padding": 1}, "for each": {"padding": 1, "groups": 36}}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [(5, 4), (24, 19)])
+def test_what_waits_sees_nothing_that_is_written_later(
+    view: str, kernel: str, dtype: torch.dtype, last: bool, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    before, waits = nn.Conv2d(4, 36, 3, padding=1).to(dtype), nn.Conv2d(36, 36, **{"kernel_size": 3, **KERNELS[kernel]})
+    waits.to(dtype)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        seen = F.relu(before(x))
+        made = waits(seen)
+        VIEWS[view](seen).mul_(2)
+        return made, seen
+
+    check(function, size=size, dtype=dtype, last=last)
 
 
 SCALE = torch.ones(4, 1, 1, dtype=torch.float64)

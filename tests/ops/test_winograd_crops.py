@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from cnnviz import ops
 from tests.reference import ops as twin
 
-from .drawn import DEVICES, drawn
+from .drawn import DEVICES, corners, drawn, layouts, roundings, sizes
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -40,6 +41,43 @@ def test_any_maps(
     expected = (expected if added is None else expected + added).clamp(-1.0, 2.5)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result.cpu().double(), expected, rtol=0, atol=1e-6 * (1 + weight[0].numel()) ** 0.5 * 4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@drawn
+@given(
+    data=st.data(),
+    count=st.integers(0, 4),
+    channels=st.integers(1, 40),
+    made=st.integers(1, 70),
+    side=st.tuples(sizes, sizes),
+    extent=st.tuples(sizes, sizes),
+    size=st.tuples(st.integers(3, 8), st.integers(3, 8)),
+    layout=layouts,
+    seed=st.integers(0, 99),
+)
+def test_crops_that_are_still_to_be_made(
+    device: str,
+    data: st.DataObject,
+    count: int,
+    channels: int,
+    made: int,
+    side: tuple[int, int],
+    extent: tuple[int, int],
+    size: tuple[int, int],
+    layout: Callable[[torch.Tensor], torch.Tensor],
+    seed: int,
+) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    base, patch = (torch.randn(n, channels, *sides, generator=draws) for n, sides in ((1, side), (count, extent)))
+    patch_yx, crop_yx = corners(data, count), corners(data, count)
+    crops = twin.overlay_crop(base, patch, patch_yx, crop_yx, size)
+    kernel = ops.winograd_kernel(torch.randn(made, channels, 3, 3, generator=draws)).to(device)
+    bias = torch.randn(made, generator=draws).to(device)
+    overlaid = ops.Overlaid(layout(base).to(device), layout(patch).to(device), patch_yx, crop_yx, size)
+    result = ops.winograd_crops(overlaid, kernel, bias, low=-1.0, high=2.5)
+    expected = ops.winograd_crops(crops.to(device), kernel, bias, low=-1.0, high=2.5)
+    torch.testing.assert_close(result, expected, rtol=0, atol=roundings(device))
 
 
 @pytest.mark.parametrize("count", [1, 40])
