@@ -29,6 +29,8 @@ NAMES = (
     "vgg16", "resnet18", "resnet50", "alexnet", "googlenet", "densenet121", "mobilenet_v2", "efficientnet_b0",
 )  # fmt: skip
 CASES = {f"{name}, 224 px, window-16, stride-{stride}": (name, stride) for stride in (16, 8) for name in NAMES}
+HEAVY = ("vgg16", "resnet50", "densenet121")
+"""They take half a minute a round; of the others more rounds are run."""
 AT_ONCE = (1, 2, 4, 8, 16, 32)
 
 
@@ -78,7 +80,7 @@ def test_occlusion(case: str, race: Any, device: str) -> None:
     net, x = network(name, device), torch.randn(1, 3, 224, 224, device=device)
     given = {"window": 16, "stride": stride}
     ours = {method: cnnviz.Explainer(net, "occlusion", method=method, **given) for method in ("auto", "dense")}
-    race.rounds, race.warm, race.prepared = min(race.rounds, 3), 1, False
+    race.rounds, race.warm, race.prepared = min(race.rounds, 3 if name in HEAVY or stride < 16 else 9), 1, False
     best = _fastest(net, x)
     race.case += f"; {_where_time_goes(lambda: ours['auto'](x, CLASS), net, x, stride)}"
     race(
