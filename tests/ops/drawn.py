@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cnnviz import ops
+from tests.reference import ops as twin
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -70,6 +71,20 @@ def lies_as(made: Tensor, source: Tensor) -> bool:
     """Whether a result has its source's memory format: channels-last where only that is so, otherwise contiguous."""
     last = source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous()
     return made.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@st.composite
+def overlaid(draw: st.DrawFn, device: str, smallest: int) -> tuple[ops.Overlaid, Tensor]:
+    """Return crops of at least so many pixels a side that are still to be made, and these crops."""
+    count, channels = draw(st.integers(0, 4)), draw(st.integers(1, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    layout: Callable[[Tensor], Tensor] = draw(layouts)
+    base, patch = (torch.randn(n, channels, draw(sizes), draw(sizes), generator=generator) for n in (1, count))
+    corner = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
+    places = [torch.tensor([draw(corner) for _ in range(count)]).reshape(-1, 2).long() for _ in range(2)]
+    size = draw(st.tuples(st.integers(smallest, 9), st.integers(smallest, 9)))
+    made = ops.Overlaid(layout(base).to(device), layout(patch).to(device), *places, size)
+    return made, twin.overlay_crop(base, patch, *places, size).to(device)
 
 
 def roundings(device: str) -> float:

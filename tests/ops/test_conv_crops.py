@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from cnnviz import ops
 from tests.reference import ops as twin
 
-from .drawn import DEVICES, corners, drawn, layouts, roundings, sizes
+from .drawn import DEVICES, drawn, overlaid, roundings
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -71,46 +70,21 @@ def test_any_maps(
 
 @pytest.mark.parametrize("device", DEVICES)
 @drawn
-@given(
-    data=st.data(),
-    count=st.integers(0, 4),
-    channels=st.integers(1, 40),
-    each=st.booleans(),
-    kernel=pairs,
-    stride=pairs,
-    dilation=pairs,
-    side=st.tuples(sizes, sizes),
-    extent=st.tuples(sizes, sizes),
-    size=st.tuples(st.integers(7, 9), st.integers(7, 9)),
-    layout=layouts,
-    seed=st.integers(0, 99),
-)
+@given(data=st.data(), each=st.booleans(), kernel=pairs, stride=pairs, dilation=pairs)
 def test_crops_that_are_still_to_be_made(
     device: str,
     data: st.DataObject,
-    count: int,
-    channels: int,
     each: bool,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     dilation: tuple[int, int],
-    side: tuple[int, int],
-    extent: tuple[int, int],
-    size: tuple[int, int],
-    layout: Callable[[torch.Tensor], torch.Tensor],
-    seed: int,
 ) -> None:
-    draws = torch.Generator().manual_seed(seed)
+    later, crops = data.draw(overlaid(device, smallest=7))
+    channels = crops.shape[1]
     groups, made = (channels, channels) if each else (1, 70)
-    base, patch = (torch.randn(n, channels, *sides, generator=draws) for n, sides in ((1, side), (count, extent)))
-    patch_yx, crop_yx = corners(data, count), corners(data, count)
-    crops = twin.overlay_crop(base, patch, patch_yx, crop_yx, size)
-    packed = ops.packed_kernel(torch.randn(made, channels // groups, *kernel, generator=draws), groups).to(device)
-    bias = torch.randn(made, generator=draws).to(device)
-    overlaid = ops.Overlaid(layout(base).to(device), layout(patch).to(device), patch_yx, crop_yx, size)
-    steps = {"stride": stride, "dilation": dilation}
-    result = ops.conv_crops(overlaid, packed, bias, **steps, low=-1.0, high=2.5)
-    expected = ops.conv_crops(crops.to(device), packed, bias, **steps, low=-1.0, high=2.5)
+    packed = ops.packed_kernel(torch.randn(made, channels // groups, *kernel), groups).to(device)
+    given = {"stride": stride, "dilation": dilation, "low": -1.0, "high": 2.5}
+    result, expected = (ops.conv_crops(x, packed, torch.ones(made).to(device), **given) for x in (later, crops))
     torch.testing.assert_close(result, expected, rtol=0, atol=roundings(device))
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 from cnnviz import ops
 from tests.reference import ops as twin
 
-from .drawn import DEVICES, corners, drawn, layouts, roundings, sizes
+from .drawn import DEVICES, drawn, overlaid, roundings
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -45,38 +44,13 @@ def test_any_maps(
 
 @pytest.mark.parametrize("device", DEVICES)
 @drawn
-@given(
-    data=st.data(),
-    count=st.integers(0, 4),
-    channels=st.integers(1, 40),
-    made=st.integers(1, 70),
-    side=st.tuples(sizes, sizes),
-    extent=st.tuples(sizes, sizes),
-    size=st.tuples(st.integers(3, 8), st.integers(3, 8)),
-    layout=layouts,
-    seed=st.integers(0, 99),
-)
-def test_crops_that_are_still_to_be_made(
-    device: str,
-    data: st.DataObject,
-    count: int,
-    channels: int,
-    made: int,
-    side: tuple[int, int],
-    extent: tuple[int, int],
-    size: tuple[int, int],
-    layout: Callable[[torch.Tensor], torch.Tensor],
-    seed: int,
-) -> None:
-    draws = torch.Generator().manual_seed(seed)
-    base, patch = (torch.randn(n, channels, *sides, generator=draws) for n, sides in ((1, side), (count, extent)))
-    patch_yx, crop_yx = corners(data, count), corners(data, count)
-    crops = twin.overlay_crop(base, patch, patch_yx, crop_yx, size)
-    kernel = ops.winograd_kernel(torch.randn(made, channels, 3, 3, generator=draws)).to(device)
-    bias = torch.randn(made, generator=draws).to(device)
-    overlaid = ops.Overlaid(layout(base).to(device), layout(patch).to(device), patch_yx, crop_yx, size)
-    result = ops.winograd_crops(overlaid, kernel, bias, low=-1.0, high=2.5)
-    expected = ops.winograd_crops(crops.to(device), kernel, bias, low=-1.0, high=2.5)
+@given(data=st.data(), made=st.integers(1, 70))
+def test_crops_that_are_still_to_be_made(device: str, data: st.DataObject, made: int) -> None:
+    later, crops = data.draw(overlaid(device, smallest=3))
+    kernel = ops.winograd_kernel(torch.randn(made, crops.shape[1], 3, 3)).to(device)
+    bias = torch.randn(made).to(device)
+    result = ops.winograd_crops(later, kernel, bias, low=-1.0, high=2.5)
+    expected = ops.winograd_crops(crops, kernel, bias, low=-1.0, high=2.5)
     torch.testing.assert_close(result, expected, rtol=0, atol=roundings(device))
 
 
