@@ -94,7 +94,7 @@ class _Convolution(NamedTuple):
 
     @property
     def looks(self) -> bool:
-        """Whether its kernel looks at crops where they lie, so that they need not be made first."""
+        """Whether its kernel takes what crops are made of, so that they need not all be made first."""
         return self.tiled or (self.native and self.groups > 1)
 
     @property

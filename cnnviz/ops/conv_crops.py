@@ -52,7 +52,7 @@ def conv_crops(
     map and batch it lies.
 
     Args:
-        x: float32; channels last, otherwise it is copied; or crops with patches laid over, which are not made first
+        x: float32; channels last, otherwise it is copied; or crops with patches laid over, which are made one at a time
             where each channel has a kernel of its own.
         kernel: of `packed_kernel`.
         bias: (M,).

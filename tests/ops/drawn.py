@@ -58,8 +58,12 @@ def batches(draw: st.DrawFn, device: str = "cpu", *, side: int = 6, channels: in
 
 def corners(data: st.DataObject, count: int) -> Tensor:
     """Return (K, 2) places inside and outside of a batch's images."""
+    return _corners(data.draw, count)
+
+
+def _corners(draw: Callable[[st.SearchStrategy[tuple[int, int]]], tuple[int, int]], count: int) -> Tensor:
     corner = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
-    return torch.tensor([data.draw(corner) for _ in range(count)], dtype=torch.long).reshape(-1, 2)
+    return torch.tensor([draw(corner) for _ in range(count)], dtype=torch.long).reshape(-1, 2)
 
 
 def has_kernel(operator: str, device: str) -> bool:
@@ -80,8 +84,7 @@ def overlaid(draw: st.DrawFn, device: str, smallest: int) -> tuple[ops.Overlaid,
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     layout: Callable[[Tensor], Tensor] = draw(layouts)
     base, patch = (torch.randn(n, channels, draw(sizes), draw(sizes), generator=generator) for n in (1, count))
-    corner = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
-    places = [torch.tensor([draw(corner) for _ in range(count)]).reshape(-1, 2).long() for _ in range(2)]
+    places = [_corners(draw, count) for _ in range(2)]
     size = draw(st.tuples(st.integers(smallest, 9), st.integers(smallest, 9)))
     made = ops.Overlaid(layout(base).to(device), layout(patch).to(device), *places, size)
     return made, twin.overlay_crop(base, patch, *places, size).to(device)

@@ -82,9 +82,11 @@ def test_crops_that_are_still_to_be_made(
     later, crops = data.draw(overlaid(device, smallest=7))
     channels = crops.shape[1]
     groups, made = (channels, channels) if each else (1, 70)
-    packed = ops.packed_kernel(torch.randn(made, channels // groups, *kernel), groups).to(device)
+    draws = torch.Generator().manual_seed(0)
+    packed = ops.packed_kernel(torch.randn(made, channels // groups, *kernel, generator=draws), groups).to(device)
+    bias = torch.randn(made, generator=draws).to(device)
     given = {"stride": stride, "dilation": dilation, "low": -1.0, "high": 2.5}
-    result, expected = (ops.conv_crops(x, packed, torch.ones(made).to(device), **given) for x in (later, crops))
+    result, expected = (ops.conv_crops(x, packed, bias, **given) for x in (later, crops))
     torch.testing.assert_close(result, expected, rtol=0, atol=roundings(device))
 
 
