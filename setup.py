@@ -72,7 +72,8 @@ def plan(mode: str) -> tuple[list[Extension], dict[str, str]]:
         return [], dict.fromkeys(CPU + CUDA, why)
 
     flags = ["-O3", f"-DTORCH_TARGET_VERSION={TORCH_2_11}"]
-    cpu = CppExtension("cnnviz._C", sources("cpu"), py_limited_api=True, extra_compile_args={"cxx": flags})
+    own = [*flags, "-fvisibility=hidden"]  # what holds torch's stable tensors must be as hidden as they are
+    cpu = CppExtension("cnnviz._C", sources("cpu"), py_limited_api=True, extra_compile_args={"cxx": own})
     host = Extension("cnnviz._host", sources("host"), include_dirs=[pybind11.get_include(), *cpu.include_dirs])
     if mode == "cpu":
         return [cpu, host], dict.fromkeys(CUDA, "left out by CNNVIZ_BUILD=cpu")

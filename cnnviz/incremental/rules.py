@@ -57,7 +57,8 @@ class _Convolution(NamedTuple):
         x: the patches with what the kernel sees around them, made or still to be laid over; or whole maps, which are
             padded; or what is still to be laid side by side, for a kernel of one pixel.
         whole: whether they are whole.
-        added: is added to the patches that it makes; what it makes of the base stays as it is.
+        added: is added to the patches that it makes, made or still to be laid over; what it makes of the base stays as
+            it is.
     """
 
     source: Base
@@ -72,7 +73,7 @@ class _Convolution(NamedTuple):
     limits: tuple[float, float] = _NONE
     x: Tensor | Overlaid | _Concatenation | None = None
     whole: bool = False
-    added: Tensor | None = None
+    added: Tensor | Overlaid | None = None
 
     @classmethod
     def of_one(cls, source: Base, base: Tensor) -> _Convolution:
@@ -118,7 +119,7 @@ class _Convolution(NamedTuple):
         )
         return made
 
-    def _of(self, x: Tensor | Overlaid, padding: Pair, added: Tensor | None = None) -> Tensor:
+    def _of(self, x: Tensor | Overlaid, padding: Pair, added: Tensor | Overlaid | None = None) -> Tensor:
         if not self.native:
             assert isinstance(x, Tensor)
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
@@ -503,11 +504,17 @@ def _around(parts: Sequence[Patched]) -> tuple[Tensor, Tensor, Pair]:
     return (spans, first.places, first.extent) if aligned else (spans, places, extent)
 
 
-def _inside(part: Patched, places: Tensor, extent: Pair) -> Tensor:
-    """Return its values inside of boxes that hold its patches."""
+def _crops(part: Patched, places: Tensor, extent: Pair) -> Tensor | Overlaid:
+    """Return its values inside of boxes that hold its patches, made or still to be laid over."""
     if part.extent == extent and torch.equal(part.places, places):
         return part.patch
-    return laid_over(part.base, part.patch, part.places, places, extent)
+    return Overlaid(part.base, part.patch, part.places, places, extent)
+
+
+def _inside(part: Patched, places: Tensor, extent: Pair) -> Tensor:
+    """Return its values inside of boxes that hold its patches."""
+    crops = _crops(part, places, extent)
+    return laid_over(*crops) if isinstance(crops, Overlaid) else crops
 
 
 def _alike(parts: Sequence[Any]) -> bool:
@@ -532,7 +539,7 @@ def _of_both(function: Callable[..., Tensor], a: Patched, b: Patched, given: dic
         if not (isinstance(before, _Convolution) and before.plain and before.native and before.groups == 1):
             continue
         if extent == one.extent and torch.equal(places, one.places):
-            joined = before._replace(added=_inside(other, places, extent))
+            joined = before._replace(added=_crops(other, places, extent))
             return Patched(base, joined, places, a.source, extent=extent, spans=spans, last=a.last)
     values = function(_inside(a, places, extent), _inside(b, places, extent), **given)
     return Patched(base, values, places, a.source, spans=spans, last=a.last)

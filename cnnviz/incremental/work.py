@@ -33,12 +33,12 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                 self.count += (args[0] if transposed else made).numel() * args[1][0].numel()
                 self.weights += args[1].numel()
             case torch.ops.cnnviz.conv_crops.default:
-                kernel = args[1]  # its first or last axes are those of what is made
+                kernel = args[2]  # its first or last axes are those of what is made
                 self.count += made.numel() * (kernel[..., 0] if kernel.dim() == 3 else kernel[0, ..., 0]).numel()
                 self.weights += kernel.numel()
             case torch.ops.cnnviz.winograd_crops.default:  # as many as in the plain way
-                self.count += made.numel() * 9 * args[0].shape[1]
-                self.weights += args[1].numel()
+                self.count += made.numel() * 9 * args[2].shape[2]
+                self.weights += args[2].numel()
             case torch.ops.cnnviz.conv_cat.default:
                 self.count += made.numel() * args[9].shape[3]
                 self.weights += args[9].numel()

@@ -44,13 +44,13 @@ def integers(operator: str, name: str, value: Tensor, shape: tuple[int | str, ..
     return value if value.is_cpu or not has_values(value) else value.cpu()
 
 
-def added(operator: str, value: Tensor, shape: tuple[int, ...]) -> None:
+def added(operator: str, value: Any, shape: tuple[int, ...]) -> None:
     """Require what is added to a result to be float32 and of that result's shape.
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape != shape:
+    if getattr(value, "dtype", None) != torch.float32 or value.shape != shape:
         raise ValueError(f"{operator}: added is {told(value)}, expected the result's shape {shape} in float32")
 
 
@@ -124,4 +124,4 @@ def size(operator: str, value: tuple[int, int]) -> None:
 
 
 def told(value: Any) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    return f"{tuple(value.shape)} {value.dtype}" if hasattr(value, "dtype") else repr(value)

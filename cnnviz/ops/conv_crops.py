@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _check, _layout
+from . import _layout
 from ._operator import Operator
-from .overlay_crop import Overlaid, made_of, overlay_crop, taken
+from .overlay_crop import Overlaid, added_to, made_of, overlay_crop, taken
 
 _PANEL = 64  # channels that are packed side by side, as csrc/cpu/conv_kernel.h has them
 
@@ -44,7 +44,7 @@ def conv_crops(
     dilation: tuple[int, int] = (1, 1),
     low: float = -math.inf,
     high: float = math.inf,
-    added: Tensor | None = None,
+    added: Tensor | Overlaid | None = None,
 ) -> Tensor:
     """Convolve many small maps without padding: (K, C, h, w) -> (K, M, *size), channels last; without a gradient.
 
@@ -60,7 +60,8 @@ def conv_crops(
         dilation: (height, width).
         low: what is below is set to it; 0 for a ReLU.
         high: what is above is set to it.
-        added: of the result's shape, is added to it before limits are set; with one kernel for all channels alone.
+        added: of the result's shape, is added to it before limits are set; crops are not made first. With one kernel
+            for all channels alone.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -68,27 +69,24 @@ def conv_crops(
     each = kernel.dim() == 3
     if isinstance(x, Overlaid) and not each:
         x = overlay_crop(*x)
-    first, *rest = taken("conv_crops", x)
+    parts, size = taken("conv_crops", x)
     sides = kernel.shape[:2] if each else kernel.shape[1:3]
-    room = [n - d * (k - 1) for n, k, d in zip(x.shape[2:], sides, dilation, strict=True)]
+    room = [n - d * (k - 1) for n, k, d in zip(size, sides, dilation, strict=True)]
     made = kernel.shape[2] if each else kernel.shape[0] * _PANEL
     fits = kernel.dim() in (3, 5) and kernel.shape[2 if each else 3] == x.shape[1] and bias.dim() == 1
     if not (fits and made - (_PANEL if not each else 1) < len(bias) <= made and min(room) > 0) or any(
-        value.dtype != torch.float32 for value in (first, kernel, bias)
+        value.dtype != torch.float32 for value in (x, kernel, bias)
     ):
         raise ValueError(
-            f"conv_crops: x is {tuple(x.shape)} {first.dtype}, kernel {tuple(kernel.shape)} and bias "
+            f"conv_crops: x is {tuple(x.shape)} {x.dtype}, kernel {tuple(kernel.shape)} and bias "
             f"{tuple(bias.shape)}, expected float32 maps (K, C, h, w), at least as large as the kernel reaches, what "
             "`packed_kernel` makes of (M, C, kh, kw), and (M,)"
         )
-    if added is not None:
-        size = [(n - 1) // s + 1 for n, s in zip(room, stride, strict=True)]
-        _check.added("conv_crops", added, (x.shape[0], len(bias), *size))
-        if each:
-            raise ValueError(
-                "conv_crops: got added and a kernel for each channel, expected one kernel for all channels"
-            )
-    return _forward(first, kernel, bias, list(stride), list(dilation), float(low), float(high), added, *rest)
+    result = (x.shape[0], len(bias), *((n - 1) // s + 1 for n, s in zip(room, stride, strict=True)))
+    more = added_to("conv_crops", added, result)
+    if more and each:
+        raise ValueError("conv_crops: got added and a kernel for each channel, expected one kernel for all channels")
+    return _forward(parts, size, kernel, bias, list(stride), list(dilation), float(low), float(high), more)
 
 
 @cache
@@ -100,36 +98,33 @@ def conv_crops_is_native() -> bool:
 
 @torch.library.custom_op("cnnviz::conv_crops", mutates_args=())
 def _conv_crops(
-    x: Tensor,
+    parts: list[Tensor],
+    size: list[int],
     kernel: Tensor,
     bias: Tensor,
     stride: list[int],
     dilation: list[int],
     low: float,
     high: float,
-    added: Tensor | None,
-    base: Tensor | None,
-    patch_yx: Tensor | None,
-    crop_yx: Tensor | None,
-    size: list[int],
+    added: list[Tensor],
 ) -> Tensor:
-    x = made_of(x, base, patch_yx, crop_yx, size)
     if kernel.dim() == 3:
         weight, groups = kernel.permute(2, 0, 1)[:, None], kernel.shape[2]
     else:
         weight, groups = kernel.permute(0, 4, 3, 1, 2).flatten(0, 1)[: len(bias)], 1
-    made = functional.conv2d(x, weight.contiguous(), bias, stride, 0, dilation, groups)
-    made = made if added is None else made + added
+    made = functional.conv2d(made_of(parts, size), weight.contiguous(), bias, stride, 0, dilation, groups)
+    made = made + made_of(added, made.shape[2:]) if added else made
     return made.clamp(low, high).contiguous(memory_format=torch.channels_last)
 
 
 @_conv_crops.register_fake
-def _(x: Tensor, kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], *given: Any) -> Tensor:
-    *_, size = given
+def _(
+    parts: list[Tensor], size: list[int], kernel: Tensor, bias: Tensor, stride: list[int], dilation: list[int], *_: Any
+) -> Tensor:
     sides = kernel.shape[:2] if kernel.dim() == 3 else kernel.shape[1:3]
-    axes = zip(size or x.shape[2:], sides, stride, dilation, strict=True)
+    axes = zip(size, sides, stride, dilation, strict=True)
     made = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in axes]
-    return _layout.empty(x, (x.shape[0], len(bias), *made), torch.channels_last)
+    return _layout.empty(parts[0], (len(parts[-1]), len(bias), *made), torch.channels_last)
 
 
 _forward = Operator(_conv_crops)

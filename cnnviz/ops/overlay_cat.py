@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _check, _layout
 from ._operator import Operator
 from .conv_crops import _conv_crops
-from .overlay_crop import _overlay_crop
+from .overlay_crop import Overlaid, _overlay_crop, added_to
 
 
 class Joined(NamedTuple):
@@ -60,7 +60,7 @@ def conv_cat(
     *,
     low: float = -math.inf,
     high: float = math.inf,
-    added: Tensor | None = None,
+    added: Tensor | Overlaid | None = None,
 ) -> Tensor:
     """Convolve with a kernel of one pixel what `overlay_cat` makes, without making that: (K, M, *size).
 
@@ -72,7 +72,7 @@ def conv_cat(
         bias: (M,) float32.
         low: what is below is set to it; 0 for a ReLU.
         high: what is above is set to it.
-        added: of the result's shape, is added to it before limits are set.
+        added: of the result's shape, is added to it before limits are set; crops are not made first.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -86,9 +86,8 @@ def conv_cat(
             f"conv_cat: kernel is {_check.told(kernel)} and bias {_check.told(bias)}, expected float32, what "
             f"`packed_kernel` makes of (M, {channels}, 1, 1), and (M,)"
         )
-    if added is not None:
-        _check.added("conv_cat", added, (joined.crop_yx.shape[0], bias.shape[0], *joined.size))
-    return _convolved(*checked, kernel, bias, float(low), float(high), added)
+    more = added_to("conv_cat", added, (joined.crop_yx.shape[0], bias.shape[0], *joined.size))
+    return _convolved(*checked, kernel, bias, float(low), float(high), more)
 
 
 def _checked(operator: str, joined: Joined) -> tuple[Any, ...]:
@@ -168,10 +167,10 @@ def _conv_cat(
     bias: Tensor,
     made_low: float,
     made_high: float,
-    added: Tensor | None,
+    added: list[Tensor],
 ) -> Tensor:
     x = _overlay_cat(bases, patches, patch_yx, crop_yx, size, scale, shift, low, high)
-    made: Tensor = _conv_crops(x, kernel, bias, [1, 1], [1, 1], made_low, made_high, added, None, None, None, [])
+    made: Tensor = _conv_crops([x], size, kernel, bias, [1, 1], [1, 1], made_low, made_high, added)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,11 @@ class Overlaid(NamedTuple):
     def shape(self) -> tuple[int, int, int, int]:
         """Its shape once it is made."""
         return (self.patch.shape[0], self.patch.shape[1], *self.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.base.dtype
 
 
 def overlay_crop(
@@ -81,24 +87,34 @@ def checked(operator: str, overlaid: Overlaid) -> tuple[Any, ...]:
     return base, patch, patch_yx, crop_yx, list(size)
 
 
-def taken(operator: str, x: Tensor | Overlaid) -> tuple[Any, ...]:
-    """Return maps or crops as operators take them that look at crops where they lie: maps or patches, and the rest.
+def taken(operator: str, x: Tensor | Overlaid) -> tuple[list[Tensor], list[int]]:
+    """Return maps or crops as operators take them that look at crops where they lie: what they are made of, their size.
 
     Raises:
         ValueError: shapes or types do not fit.
     """
     if not isinstance(x, Overlaid):
         _check.floating(operator, "x", x, "KCHW")
-        return x, None, None, None, []
-    base, patch, *rest = checked(operator, x)
-    return patch, base, *rest
+        return [x], list(x.shape[2:])
+    *parts, size = checked(operator, x)
+    return parts, size
 
 
-def made_of(x: Tensor, base: Tensor | None, patch_yx: Tensor | None, crop_yx: Tensor | None, size: list[int]) -> Tensor:
-    """Return maps, or the crops that are made of such parts."""
-    if base is None or patch_yx is None or crop_yx is None:
-        return x
-    made: Tensor = _overlay_crop(base, x, patch_yx, crop_yx, size, 0.0)
+def added_to(operator: str, added: Tensor | Overlaid | None, shape: tuple[int, ...]) -> list[Tensor]:
+    """Return what is added to a result of such a shape as operators take it: nothing, maps, or what crops are made of.
+
+    Raises:
+        ValueError: it is not float32 and of the result's shape.
+    """
+    if added is None:
+        return []
+    _check.added(operator, added, shape)
+    return taken(operator, added)[0]
+
+
+def made_of(parts: list[Tensor], size: Sequence[int]) -> Tensor:
+    """Return maps, or the crops of this size that are made of such parts."""
+    made: Tensor = parts[0] if len(parts) == 1 else _overlay_crop(*parts, list(size), 0.0)
     return made
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _check, _layout
+from . import _layout
 from ._operator import Operator
 from .conv_crops import packed_kernel
-from .overlay_crop import Overlaid, made_of, taken
+from .overlay_crop import Overlaid, added_to, made_of, taken
 
 # Lavin & Gray 2016, F(2 x 2, 3 x 3): of the input, of the kernel, of the result.
 _INPUT = ((1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.0, -1.0))
@@ -59,7 +59,7 @@ def winograd_crops(
     *,
     low: float = -math.inf,
     high: float = math.inf,
-    added: Tensor | None = None,
+    added: Tensor | Overlaid | None = None,
 ) -> Tensor:
     """Convolve many small maps with 3 x 3 kernels: (K, C, h, w) -> (K, M, h - 2, w - 2), channels last; no gradient.
 
@@ -71,49 +71,45 @@ def winograd_crops(
         bias: (M,).
         low: what is below is set to it; 0 for a ReLU.
         high: what is above is set to it.
-        added: of the result's shape, is added to it before limits are set.
+        added: of the result's shape, is added to it before limits are set; crops are not made first.
 
     Raises:
         ValueError: shapes or types do not fit.
     """
-    first, *rest = taken("winograd_crops", x)
-    fits = kernel.dim() == 4 and kernel.shape[1:3] == (16, x.shape[1]) and bias.dim() == 1 and min(x.shape[2:]) > 2
+    parts, size = taken("winograd_crops", x)
+    fits = kernel.dim() == 4 and kernel.shape[1:3] == (16, x.shape[1]) and bias.dim() == 1 and min(size) > 2
     made = kernel.shape[0] * kernel.shape[-1]
     if not (fits and made - kernel.shape[-1] < len(bias) <= made) or any(
-        value.dtype != torch.float32 for value in (first, kernel, bias)
+        value.dtype != torch.float32 for value in (x, kernel, bias)
     ):
         raise ValueError(
-            f"winograd_crops: x is {tuple(x.shape)} {first.dtype}, kernel {tuple(kernel.shape)} and bias "
+            f"winograd_crops: x is {tuple(x.shape)} {x.dtype}, kernel {tuple(kernel.shape)} and bias "
             f"{tuple(bias.shape)}, expected float32 maps (K, C, h, w) of at least 3 x 3, what `winograd_kernel` makes "
             "of (M, C, 3, 3), and (M,)"
         )
-    if added is not None:
-        _check.added("winograd_crops", added, (x.shape[0], len(bias), x.shape[2] - 2, x.shape[3] - 2))
-    return _forward(first, kernel, bias, float(low), float(high), added, *rest)
+    more = added_to("winograd_crops", added, (x.shape[0], len(bias), size[0] - 2, size[1] - 2))
+    return _forward(parts, size, kernel, bias, float(low), float(high), more)
 
 
 @torch.library.custom_op("cnnviz::winograd_crops", mutates_args=())
 def _winograd_crops(
-    x: Tensor,
+    parts: list[Tensor],
+    size: list[int],
     kernel: Tensor,
     bias: Tensor,
     low: float,
     high: float,
-    added: Tensor | None,
-    base: Tensor | None,
-    patch_yx: Tensor | None,
-    crop_yx: Tensor | None,
-    size: list[int],
+    added: list[Tensor],
 ) -> Tensor:
-    x = made_of(x, base, patch_yx, crop_yx, size)
-    rows, columns = x.shape[2] - 2, x.shape[3] - 2
-    tiles = functional.pad(x, (0, columns % 2, 0, rows % 2)).unfold(2, 4, 2).unfold(3, 4, 2)  # (K, C, th, tw, 4, 4)
+    rows, columns = size[0] - 2, size[1] - 2
+    x = functional.pad(made_of(parts, size), (0, columns % 2, 0, rows % 2))
+    tiles = x.unfold(2, 4, 2).unfold(3, 4, 2)  # (K, C, th, tw, 4, 4)
     points = _both_ways(tiles, _INPUT).permute(4, 5, 0, 2, 3, 1).flatten(0, 1)  # (16, K, th, tw, C)
     weights = kernel.permute(1, 2, 0, 3).flatten(2)[:, None, None, :, : len(bias)]  # (16, 1, 1, C, M)
     sums = torch.unflatten(points @ weights, 0, (4, 4)).permute(2, 5, 3, 4, 0, 1)  # (K, M, th, tw, 4, 4)
     made = _both_ways(sums, _RESULT).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)[:, :, :rows, :columns]
     made = made + bias[:, None, None]
-    made = made if added is None else made + added
+    made = made + made_of(added, made.shape[2:]) if added else made
     return made.clamp(low, high).contiguous(memory_format=torch.channels_last)
 
 
@@ -126,10 +122,9 @@ def _both_ways(tiles: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
 
 
 @_winograd_crops.register_fake
-def _(x: Tensor, kernel: Tensor, bias: Tensor, *given: Any) -> Tensor:
-    *_, size = given
-    height, width = size or x.shape[2:]
-    return _layout.empty(x, (x.shape[0], len(bias), height - 2, width - 2), torch.channels_last)
+def _(parts: list[Tensor], size: list[int], kernel: Tensor, bias: Tensor, *_: Any) -> Tensor:
+    shape = (len(parts[-1]), len(bias), size[0] - 2, size[1] - 2)
+    return _layout.empty(parts[0], shape, torch.channels_last)
 
 
 _forward = Operator(_winograd_crops)

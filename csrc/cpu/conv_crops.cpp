@@ -105,14 +105,13 @@ void convolve_each(const Convolution& job, const float* weights, const Crops<flo
   });
 }
 
-Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, const Sizes& stride, const Sizes& dilation,
-                  double low, double high, const std::optional<Tensor>& added, const std::optional<Tensor>& base,
-                  const std::optional<Tensor>& patch_yx, const std::optional<Tensor>& crop_yx, const Sizes& size) {
+Tensor conv_crops(const std::vector<Tensor>& parts, const Sizes& size, const Tensor& weight, const Tensor& bias,
+                  const Sizes& stride, const Sizes& dilation, double low, double high, const std::vector<Tensor>& added) {
+  const Maps maps(parts, size);
   const bool each = weight.dim() == 3;  // a kernel for each channel
   const int64_t made_at_most = each ? weight.size(2) : weight.size(0) * kPanel;
-  STD_TORCH_CHECK(weight.size(each ? 2 : 3) == x.size(1) && bias.size(0) <= made_at_most && (each || weight.size(4) == kPanel),
+  STD_TORCH_CHECK(weight.size(each ? 2 : 3) == maps.channels && bias.size(0) <= made_at_most && (each || weight.size(4) == kPanel),
                   "kernel and bias are not of these maps");
-  const Maps maps(x, base, patch_yx, crop_yx, size);
   Convolution job;
   job.count = maps.count, job.channels = maps.channels, job.height = maps.height, job.width = maps.width;
   const int64_t sides[2] = {maps.height, maps.width};
@@ -125,16 +124,16 @@ Tensor conv_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, con
     made[axis] = (room - 1) / stride[axis] + 1;
   }
   job.rows = made[0], job.columns = made[1];
-  STD_TORCH_CHECK(!each || !added, "nothing is added where each channel has a kernel of its own");
-  STD_TORCH_CHECK(each || !base, "nothing is laid over where all channels have one kernel");
-  Tensor result = empty(x, {job.count, bias.size(0), job.rows, job.columns}, true);
+  STD_TORCH_CHECK(!each || added.empty(), "nothing is added where each channel has a kernel of its own");
+  STD_TORCH_CHECK(each || !maps.crops(), "nothing is laid over where all channels have one kernel");
+  Tensor result = empty(bias, {job.count, bias.size(0), job.rows, job.columns}, true);
   if (result.numel() == 0) return result;
   const Tensor weights = in_order(weight), start = in_order(bias);
   job.x = maps.data();
   const float* packed = static_cast<const float*>(weights.const_data_ptr());
-  const std::optional<Tensor> more = like_result(added, result);
+  const Added more(added, result);
   job.sums = {static_cast<const float*>(start.const_data_ptr()),
-              more ? static_cast<const float*>(more->const_data_ptr()) : nullptr,
+              more.pixels(),
               fresh<float>(result),
               bias.size(0),
               static_cast<float>(low),

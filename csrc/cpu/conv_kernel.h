@@ -16,14 +16,6 @@ constexpr int64_t kChain = 96;  // products that are summed up one after the oth
 constexpr int64_t kTiles = 24;   // a number of pixels that every tile divides
 constexpr int64_t kEach = 4;     // pixels at once where each channel has weights of its own
 
-// What is added to a result, laid out as that is.
-inline std::optional<Tensor> like_result(const std::optional<Tensor>& added, const Tensor& result) {
-  if (!added) return added;
-  for (int64_t dim = 0; dim < 4; ++dim)
-    STD_TORCH_CHECK(added->size(dim) == result.size(dim), "what is added is not of the result's shape");
-  return in_format(*added, true);
-}
-
 // Numbers that lie side by side in memory, from an offset on: a part of what a pixel sees.
 struct Run {
   int64_t offset, count;
@@ -185,7 +177,7 @@ inline AddPanel add_panel_here() { return has_avx512() ? add_panel_avx512 : add_
 // Where sums go, pixel by pixel.
 struct Sums {
   const float* bias;
-  const float* added;  // to the result, or null
+  const float* const* added;  // to each pixel of the result, or null
   float* to;
   int64_t made;     // channels
   float low, high;  // what is below or above is set to
@@ -200,8 +192,10 @@ struct Sums {
     add(x, (count + kTiles - 1) / kTiles * kTiles, runs, weights, some, sums);
     for (int64_t p = 0; p < count; ++p, sums += kPanel) {
       const int64_t at = (first + p) * made + channel;
-      if (added) write(some, to + at, [&](int64_t c) { return sums[c] + added[at + c]; });
-      else write(some, to + at, [&](int64_t c) { return sums[c]; });
+      if (added) {
+        const float* more = added[first + p] + channel;
+        write(some, to + at, [&](int64_t c) { return sums[c] + more[c]; });
+      } else write(some, to + at, [&](int64_t c) { return sums[c]; });
     }
   }
 

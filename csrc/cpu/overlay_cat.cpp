@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "conv_kernel.h"
+#include "maps.h"
 
 namespace cnnviz::cpu {
 namespace {
@@ -156,7 +157,7 @@ constexpr int64_t kGathered = 1 << 17;  // numbers that do beside them
 Tensor conv_cat(const std::vector<Tensor>& bases, const std::vector<Tensor>& patches, const Tensor& patch_yx,
                 const Tensor& crop_yx, const Sizes& size, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                 double low, double high, const Tensor& kernel, const Tensor& bias, double made_low, double made_high,
-                const std::optional<Tensor>& added) {
+                const std::vector<Tensor>& added) {
   const Joined job(bases, patches, patch_yx, crop_yx, size, scale, shift, low, high);
   const int64_t channels = job.channels(), pixels = job.pixels(), panels = (bias.size(0) + kPanel - 1) / kPanel;
   STD_TORCH_CHECK(kernel.dim() == 5 && kernel.size(0) == panels && kernel.size(1) == 1 && kernel.size(2) == 1 &&
@@ -165,9 +166,9 @@ Tensor conv_cat(const std::vector<Tensor>& bases, const std::vector<Tensor>& pat
   Tensor result = empty(bases[0], {crop_yx.size(0), bias.size(0), size[0], size[1]}, true);
   const Tensor packed = in_order(kernel), start = in_order(bias);
   const float* weights = static_cast<const float*>(packed.const_data_ptr());
-  const std::optional<Tensor> more = like_result(added, result);
+  const Added more(added, result);
   const Sums sums{static_cast<const float*>(start.const_data_ptr()),
-                  more ? static_cast<const float*>(more->const_data_ptr()) : nullptr,
+                  more.pixels(),
                   fresh<float>(result),
                   bias.size(0),
                   static_cast<float>(made_low),

@@ -107,10 +107,9 @@ template <class Isa>
 
 struct Winograd {
   const Maps& maps;
-  const float* zeros;    // as many as maps have channels
   const float* weights;  // (panels, 16, channels, kPanel)
   const float* bias;
-  const float* added;  // to the result, or null
+  const float* const* added;  // to each pixel of the result, or null
   float* to;
   int64_t made;  // channels of the result
   float low, high;
@@ -123,32 +122,19 @@ struct Winograd {
 
   Tile tile(int64_t number) const {
     const int64_t image = number / (down() * across()), at = number % (down() * across());
-    const int64_t row = at / across() * 2, column = at % across() * 2, channels = maps.channels;
+    const int64_t row = at / across() * 2, column = at % across() * 2;
     Tile found;
-    int64_t y[kSide], x[kSide];
-    for (int64_t i = 0; i < kSide; ++i)
-      y[i] = std::min(row + i, maps.height - 1), x[i] = std::min(column + i, maps.width - 1) * channels;
-    if (const Crops<float>* crops = maps.crops()) {
-      const Cut<float> cut(*crops, image);
-      for (int64_t i = 0; i < kSide; ++i) {
-        const bool there = cut.rows.has(y[i]), laid = cut.laid_rows.has(y[i]);
-        const float *under = cut.under + y[i] * crops->source.row, *over = cut.over + y[i] * cut.patch_row;
-        for (int64_t j = 0; j < kSide; ++j)
-          found.from[i * kSide + j] = laid && cut.laid_columns.has(x[j])  ? over + x[j]
-                                      : there && cut.columns.has(x[j]) ? under + x[j]
-                                                                       : zeros;
-      }
-    } else {
-      const float* map = maps.data() + image * maps.height * maps.width * channels;
-      for (int64_t i = 0; i < kSide; ++i)
-        for (int64_t j = 0; j < kSide; ++j) found.from[i * kSide + j] = map + y[i] * maps.width * channels + x[j];
+    const Maps::Map map = maps.map(image);
+    for (int64_t i = 0; i < kSide; ++i) {
+      const Maps::Row from = map.row(std::min(row + i, maps.height - 1));
+      for (int64_t j = 0; j < kSide; ++j) found.from[i * kSide + j] = from.pixel(std::min(column + j, maps.width - 1));
     }
     for (int64_t i = 0; i < 2; ++i)
       for (int64_t j = 0; j < 2; ++j) {
         const bool there = row + i < rows() && column + j < columns();
-        const int64_t pixel = ((image * rows() + row + i) * columns() + column + j) * made;
-        found.to[i * 2 + j] = there ? to + pixel : nullptr;
-        found.added[i * 2 + j] = there && added ? added + pixel : nullptr;
+        const int64_t pixel = (image * rows() + row + i) * columns() + column + j;
+        found.to[i * 2 + j] = there ? to + pixel * made : nullptr;
+        found.added[i * 2 + j] = there && added ? added[pixel] : nullptr;
       }
     return found;
   }
@@ -213,23 +199,20 @@ void convolve(const Winograd& job) {
   });
 }
 
-Tensor winograd_crops(const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high,
-                      const std::optional<Tensor>& added, const std::optional<Tensor>& base,
-                      const std::optional<Tensor>& patch_yx, const std::optional<Tensor>& crop_yx, const Sizes& size) {
-  const Maps maps(x, base, patch_yx, crop_yx, size);
+Tensor winograd_crops(const std::vector<Tensor>& parts, const Sizes& size, const Tensor& weight, const Tensor& bias, double low,
+                      double high, const std::vector<Tensor>& added) {
+  const Maps maps(parts, size);
   STD_TORCH_CHECK(weight.size(1) == kPoints && weight.size(2) == maps.channels && weight.size(3) == kPanel &&
                       bias.size(0) <= weight.size(0) * kPanel && maps.height > 2 && maps.width > 2,
                   "kernel and bias are not of these maps");
-  Tensor result = empty(x, {maps.count, bias.size(0), maps.height - 2, maps.width - 2}, true);
+  Tensor result = empty(bias, {maps.count, bias.size(0), maps.height - 2, maps.width - 2}, true);
   if (result.numel() == 0) return result;
   const Tensor weights = in_order(weight), start = in_order(bias);
-  const std::optional<Tensor> more = like_result(added, result);
-  const std::vector<float> zeros(maps.channels);
+  const Added more(added, result);
   convolve({maps,
-            zeros.data(),
             static_cast<const float*>(weights.const_data_ptr()),
             static_cast<const float*>(start.const_data_ptr()),
-            more ? static_cast<const float*>(more->const_data_ptr()) : nullptr,
+            more.pixels(),
             fresh<float>(result),
             bias.size(0),
             static_cast<float>(low),

@@ -78,16 +78,18 @@ def lies_as(made: Tensor, source: Tensor) -> bool:
 
 
 @st.composite
-def overlaid(draw: st.DrawFn, device: str, smallest: int) -> tuple[ops.Overlaid, Tensor]:
-    """Return crops of at least so many pixels a side that are still to be made, and these crops."""
-    count, channels = draw(st.integers(0, 4)), draw(st.integers(1, 40))
+def overlaid(
+    draw: st.DrawFn, device: str, *, smallest: int = 1, shape: tuple[int, ...] | None = None
+) -> tuple[ops.Overlaid, Tensor]:
+    """Return crops that are still to be made, of a shape or of at least so many pixels a side, and these crops."""
+    sides = st.integers(smallest, 9)
+    count, channels, *size = shape or draw(st.tuples(st.integers(0, 4), st.integers(1, 40), sides, sides))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     layout: Callable[[Tensor], Tensor] = draw(layouts)
     base, patch = (torch.randn(n, channels, draw(sizes), draw(sizes), generator=generator) for n in (1, count))
     places = [_corners(draw, count) for _ in range(2)]
-    size = draw(st.tuples(st.integers(smallest, 9), st.integers(smallest, 9)))
-    made = ops.Overlaid(layout(base).to(device), layout(patch).to(device), *places, size)
-    return made, twin.overlay_crop(base, patch, *places, size).to(device)
+    made = ops.Overlaid(layout(base).to(device), layout(patch).to(device), *places, (size[0], size[1]))
+    return made, twin.overlay_crop(base, patch, *places, made.size).to(device)
 
 
 def roundings(device: str) -> float:

@@ -86,7 +86,10 @@ def test_crops_that_are_still_to_be_made(
     packed = ops.packed_kernel(torch.randn(made, channels // groups, *kernel, generator=draws), groups).to(device)
     bias = torch.randn(made, generator=draws).to(device)
     given = {"stride": stride, "dilation": dilation, "low": -1.0, "high": 2.5}
-    result, expected = (ops.conv_crops(x, packed, bias, **given) for x in (later, crops))
+    made_first = ops.conv_crops(crops, packed, bias, **given)
+    more = (None, None) if each else data.draw(overlaid(device, shape=tuple(made_first.shape)))
+    calls = zip((later, crops), more, strict=True)
+    result, expected = (ops.conv_crops(x, packed, bias, **given, added=added) for x, added in calls)
     torch.testing.assert_close(result, expected, rtol=0, atol=roundings(device))
 
 

@@ -39,6 +39,9 @@ def test_gradients(name: str) -> None:
     assert gradgradcheck(DIFFERENTIABLE[name], x)
 
 
+CROPS = [torch.ones(1, 3, 8, 9), torch.ones(4, 3, 2, 2), YX, YX.flip(0)]
+
+
 def _leaf(x: Tensor) -> Tensor:
     return x.clone().requires_grad_()
 
@@ -60,21 +63,20 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         *(IMAGES[1, :1, :2, :3], IMAGES[2, :1], YX[1:2], torch.ones(1).double(), 0.5, True),
     ),
     "conv_crops": lambda: (
-        *(torch.ones(2, 3, 5, 6), ops.packed_kernel(torch.ones(70, 3, 2, 3)), torch.ones(70)),
-        *([2, 1], [1, 2], -1.0, 10.0, torch.ones(2, 70, 2, 2), None, None, None, []),
+        *([torch.ones(2, 3, 5, 6)], [5, 6], ops.packed_kernel(torch.ones(70, 3, 2, 3)), torch.ones(70)),
+        *([2, 1], [1, 2], -1.0, 10.0, [torch.ones(2, 70, 2, 2)]),
     ),
     "conv_crops of crops": lambda: (
-        *(torch.ones(4, 3, 2, 2), ops.packed_kernel(torch.ones(3, 1, 2, 3), 3), torch.ones(3)),
-        *([2, 1], [1, 2], -1.0, 10.0, None, torch.ones(1, 3, 8, 9), YX, YX.flip(0), [5, 6]),
+        *(CROPS, [5, 6], ops.packed_kernel(torch.ones(3, 1, 2, 3), 3), torch.ones(3), [2, 1], [1, 2], -1.0, 10.0, []),
     ),
     "winograd_kernel": lambda: (torch.ones(70, 3, 3, 3),),
     "winograd_crops": lambda: (
-        *(torch.ones(2, 3, 5, 6), ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
-        *(-1.0, 10.0, torch.ones(2, 70, 3, 4), None, None, None, []),
+        *([torch.ones(2, 3, 5, 6)], [5, 6], ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
+        *(-1.0, 10.0, [torch.ones(2, 70, 3, 4)]),
     ),
     "winograd_crops of crops": lambda: (
-        *(torch.ones(4, 3, 2, 2), ops.winograd_kernel(torch.ones(70, 3, 3, 3)), torch.ones(70)),
-        *(-1.0, 10.0, None, torch.ones(1, 3, 8, 9), YX, YX.flip(0), [5, 6]),
+        *(CROPS, [5, 6], ops.winograd_kernel(torch.ones(3, 3, 3, 3)), torch.ones(3)),
+        *(-1.0, 10.0, [torch.ones(1, 3, 7, 7), torch.ones(4, 3, 2, 3), YX.flip(0), YX]),
     ),
     "overlay_cat": lambda: JOINED,
     "conv_cat": lambda: (
@@ -83,7 +85,7 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         torch.ones(70),
         -1.0,
         10.0,
-        torch.ones(4, 70, 3, 3),
+        [torch.ones(4, 70, 3, 3)],
     ),
     "overlay_crop": lambda: (IMAGES[:1], torch.ones(4, 2, 2, 2).double(), YX, YX.flip(0), [3, 3], 0.0),
 }
@@ -165,6 +167,15 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
                 added=torch.ones(2, 6, 5),
             ),
             r"conv_crops: added is \(2, 6, 5\) torch.float32, expected the result's shape \(2, 6, 4, 4\) in float32",
+        ),
+        (
+            lambda: ops.winograd_crops(
+                torch.ones(4, 3, 4, 4),
+                ops.winograd_kernel(torch.ones(3, 3, 3, 3)),
+                torch.ones(3),
+                added=ops.Overlaid(*CROPS, (2, 3)),
+            ),
+            r"winograd_crops: added is \(4, 3, 2, 3\) torch.float32, expected the result's shape \(4, 3, 2, 2\) in ",
         ),
         (
             lambda: ops.conv_crops(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cnnviz import ops
 from tests.reference import ops as twin
 
-from .drawn import DEVICES, corners, drawn, sizes
+from .drawn import DEVICES, corners, drawn, overlaid, sizes
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -73,10 +73,9 @@ def test_maps_side_by_side(
     weight, bias = torch.randn(made, sum(channels), 1, 1, generator=draws), torch.randn(made, generator=draws)
     kernel = ops.packed_kernel(weight).to(device)
     expected = twin.conv_crops(expected, weight, bias, (1, 1), (1, 1), 1)
-    added = torch.randn(expected.shape, generator=draws) if more else None
-    given = None if added is None else added.to(device)
+    given, added = data.draw(overlaid(device, shape=tuple(expected.shape))) if more else (None, None)
     found = ops.conv_cat(joined, kernel, bias.to(device), low=-1.0, high=2.5, added=given)
-    expected = (expected if added is None else expected + added).clamp(-1.0, 2.5)
+    expected = (expected if added is None else expected + added.cpu()).clamp(-1.0, 2.5)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=1e-6 * (1 + weight[0].numel()) ** 0.5 * 4)
 

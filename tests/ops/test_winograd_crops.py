@@ -50,8 +50,10 @@ def test_crops_that_are_still_to_be_made(device: str, data: st.DataObject, made:
     draws = torch.Generator().manual_seed(0)
     kernel = ops.winograd_kernel(torch.randn(made, crops.shape[1], 3, 3, generator=draws)).to(device)
     bias = torch.randn(made, generator=draws).to(device)
-    result = ops.winograd_crops(later, kernel, bias, low=-1.0, high=2.5)
-    expected = ops.winograd_crops(crops, kernel, bias, low=-1.0, high=2.5)
+    rows, columns = later.size
+    more = data.draw(overlaid(device, shape=(len(crops), made, rows - 2, columns - 2)))
+    calls = zip((later, crops), more, strict=True)
+    result, expected = (ops.winograd_crops(x, kernel, bias, low=-1.0, high=2.5, added=added) for x, added in calls)
     torch.testing.assert_close(result, expected, rtol=0, atol=roundings(device))
 
 
