@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class Patched(Tensor):
             one. They lie within the patches, which are all of one size.
         last: whether channels were moved behind space, so that to its holders it is (K, H, W, C).
         source: what the network makes of the base.
-        shared: whether others hold a part of it, or it is a part of another.
+        kin: those that hold a part of it or that it is a part of, itself among them; none where there never were any.
         whole: the plain tensor that took its place, once an operation had to see whole maps.
     """
 
@@ -138,7 +139,7 @@ class Patched(Tensor):
     last: bool
     source: Base
     whole: Tensor | None
-    shared: bool
+    kin: list[weakref.ref[Patched]]
     _under: Tensor | Callable[[], Tensor]
     _patch: Tensor | Later
 
@@ -154,7 +155,6 @@ class Patched(Tensor):
         extent: Pair | None = None,
         spans: Tensor | None = None,
         last: bool = False,
-        shared: bool = False,
     ) -> Patched:
         """Make one; see the class for its arguments.
 
@@ -171,7 +171,7 @@ class Patched(Tensor):
             assert isinstance(patch, Tensor)
             extent = (patch.shape[-2], patch.shape[-1])
         made.extent, made.spans = extent, spans_of(places, extent) if spans is None else spans
-        made.form, made.whole, made.shared = form, None, shared
+        made.form, made.whole, made.kin = form, None, []
         return made
 
     @property
@@ -189,6 +189,11 @@ class Patched(Tensor):
         return self._patch
 
     @property
+    def shared(self) -> bool:
+        """Whether there is another that holds a part of it or that it is a part of."""
+        return any(one is not None and one is not self for one in (known() for known in self.kin))
+
+    @property
     def unfinished(self) -> Later | None:
         """What is still to be computed, if nobody else holds a part of it."""
         return None if isinstance(self._patch, Tensor) or self.shared else self._patch
@@ -199,9 +204,11 @@ class Patched(Tensor):
         return Patched(base, patch, self.places, self.source, **given)
 
     def part(self, base: Tensor, patch: Tensor, **changed: Any) -> Patched:
-        """Return one that shares memory with this one, so that neither may be written to from now on."""
-        self.shared = True
-        return self.with_values(base, patch, shared=True, **changed)
+        """Return one that shares memory with this one, so that neither may be written to while both are there."""
+        made = self.with_values(base, patch, **changed)
+        made.kin = self.kin = self.kin or [weakref.ref(self)]
+        self.kin.append(weakref.ref(made))
+        return made
 
     @property
     def full(self) -> bool:

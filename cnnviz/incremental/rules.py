@@ -416,6 +416,11 @@ def _same(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     return input if isinstance(input, Patched) else NotImplemented
 
 
+def _contiguous(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """What gives back its input or a copy of it, by how a network's own maps would lie in memory."""
+    return input.part(input.base, input.patch) if isinstance(input, Patched) else NotImplemented
+
+
 def _clone(_: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     return input.with_values(input.base, input.patch.clone()) if isinstance(input, Patched) else NotImplemented
 
@@ -690,7 +695,8 @@ RULES.update(
         "__rsub__": _reversed_subtraction,
         **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
         "clone": _clone,
-        **dict.fromkeys(("contiguous", "detach"), _same),
+        "contiguous": _contiguous,
+        "detach": _same,
         **dict.fromkeys(
             """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu selu celu softplus mish
         softsign threshold clamp clamp_min clamp_max exp neg abs square sqrt""".split(),  # noqa: SIM905  # reads better

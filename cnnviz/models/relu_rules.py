@@ -170,7 +170,10 @@ _PURE: dict[str, Callable[..., Tensor]] = {
 
 
 class _Clipped(torch.autograd.Function):
-    """A rectifier that saturates at a ceiling, with a ruled backward; what it returns tells where it is open."""
+    """A rectifier that saturates at a ceiling, with a ruled backward; keeps where it is closed.
+
+    What it returns would tell too, but may be written to, and so may what it took.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: Rule, ceiling: float, in_place: bool) -> Tensor:
@@ -179,14 +182,14 @@ class _Clipped(torch.autograd.Function):
             ctx.mark_dirty(x)
         y = functional.hardtanh(x, 0.0, ceiling, inplace=in_place)
         if rule == "guided":
-            ctx.save_for_backward(y)
+            ctx.save_for_backward((y <= 0).logical_or_(y >= ceiling))
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         passed = grads[0].clamp(min=0)
         if ctx.rule == "guided":
-            passed = torch.ops.aten.hardtanh_backward(passed, ctx.saved_tensors[0], 0.0, ctx.ceiling)
+            passed.masked_fill_(ctx.saved_tensors[0], 0)
         return passed, None, None, None
 
 

@@ -421,6 +421,9 @@ CUNNING: dict[str, Net] = {
     "selected": through(lambda v: v.sub_(1), lambda x: x.select(1, 2)),
     "detached": through(lambda v: v.add_(1), lambda x: x.detach()),
     "contiguous": through(lambda v: v.add_(1), lambda x: x.contiguous()),
+    "contiguous, its channels last": through(
+        lambda v: v.add_(1), lambda x: x.contiguous(memory_format=torch.channels_last)
+    ),
     "dropped out": through(lambda v: v.add_(1), lambda x: F.dropout(x, training=False)),
     "the same type": through(lambda v: v.add_(1), lambda x: x.to(x.dtype)),
     "chunks": through(lambda v: v.add_(1), lambda x: x.chunk(2, 1)[0]),
@@ -509,6 +512,22 @@ def test_a_view_is_not_written_to() -> None:
     for function in (lambda x: x[:, :2].add_(1), lambda x: (x.chunk(2, 1), x.mul_(2))):
         with pytest.raises(Unfollowed, match="view"), torch.no_grad():
             function(Patched(base, patch, places, Base()))
+
+
+def test_what_no_other_has_a_part_of_any_more_is_written_to() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = (x * 1).contiguous()
+        y.add_(1)
+        part, _ = y.chunk(2, 1)
+        del y, _
+        return part.mul_(2)
+
+    base, patch, places = images(0, (24, 19), (5, 4))
+    with torch.no_grad():
+        made = function(Patched(base, patch, places, Base()))
+        assert isinstance(made, Patched)
+        assert made.extent == (5, 4)
+        assert torch.equal(densified(made), function(pasted(base, patch, places)))
 
 
 def test_what_is_made_of_the_image_is_made_once() -> None:

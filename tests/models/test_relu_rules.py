@@ -90,6 +90,8 @@ CEILINGS: dict[str, Spelling] = {
     "nn.ReLU6(inplace), ignored": then(nn.ReLU6(inplace=True)),
     "F.relu6": functional.relu6,
     "F.relu6(x, True), ignored": then(lambda y: functional.relu6(y, True)),
+    "F.relu6, written to later": lambda x: functional.relu6(x * 1).mul_(1),
+    "F.relu6(x, True), written to later": lambda x: functional.relu6(x * 1, True).mul_(1),
     "nn.Hardtanh(0, 6)": nn.Hardtanh(0, 6),
     "F.hardtanh(min_val=0)": lambda x: functional.hardtanh(x, min_val=0, max_val=6),
     "F.hardtanh_, ignored": then(lambda y: functional.hardtanh_(y, 0, 6)),
