@@ -57,6 +57,7 @@ class Base:
     Attributes:
         weights: the same of what is made of weights alone, which may serve several images.
         channels_last: whether the network's own maps would lie so in memory.
+        least: changes at the rim of a patch that are below this share of its largest go no further; 0 keeps all.
         refused: why patches cannot be taken through, once that is known.
         visits: what layers did for the patches of this pass.
         watch: is entered where a function sees whole maps.
@@ -69,6 +70,7 @@ class Base:
         self._first: int | None = None
         self.refused = ""
         self.channels_last = False
+        self.least = 0.0
         self.visits: list[Visit] = []
         self.watch: AbstractContextManager[Any] = nullcontext()
 

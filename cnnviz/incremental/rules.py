@@ -15,6 +15,7 @@ from ..models.receptive_field import pair
 from ..ops import (
     Joined,
     Overlaid,
+    changed_spans,
     conv_cat,
     conv_crops,
     conv_crops_is_native,
@@ -253,7 +254,10 @@ def _through_windows(
     known = base if isinstance(base, Tensor) else like
     assert known is not None
     full = (known.shape[2], known.shape[3])
-    reach = window.reach(x.spans, full)
+    spans = x.spans
+    if x.source.least and max(window.kernel) > 1 and not x.full:  # what sees single pixels would not reach further
+        spans = changed_spans(x.base, x.patch, x.places, spans, x.source.least)
+    reach = window.reach(spans, full)
     if whole is not None and x.full and reach.size == full:
         patch = whole(x.patch)
     else:

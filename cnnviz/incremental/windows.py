@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import OptionError
 from ..ops._layout import memory_format
 from .grouping import Layers, batches, grouped
 from .patched import Base, Patched, Unfollowed, Visit
@@ -69,6 +70,7 @@ class Changes:
         share: tuple[float, float] = (0.0, 1.0),
         worth: float = 0.0,
         wanted: Wanted | None = None,
+        least: float = 0.0,
     ) -> Tensor | None:
         """Return the score of the image with each box changed, (n,), running only what a change reaches.
 
@@ -80,10 +82,15 @@ class Changes:
             worth: return None where whole images would take less than so many times as many multiplications.
             wanted: from all scores, NaN where a box was not run yet, to the numbers of those to run next; none is the
                 end. A few that show what layers do for the others are run whatever it says. By default all are wanted.
+            least: rows and columns at the rim of what a box reaches are dropped before a convolution or a pooling where
+                no pixel of theirs changed by this share of what changed most of that map, in [0, 1]; 0 drops nothing.
 
         Raises:
             Unfollowed: the network does something that patches cannot be taken through.
+            OptionError: `least` is no share.
         """
+        if not 0 <= least <= 1:
+            raise OptionError(f"least: got {least}, expected a share of the largest change, 0 to 1")
         run = _Run(self, request, sample, share)
         together = min(at_most, _TOGETHER)
         known = self._of_all_spans()
@@ -94,6 +101,7 @@ class Changes:
                 return None
             run(self._batches(known[:middle] + known[middle + 1 :], together))
             run.surveying = False
+            run.base.least = least  # from now on: how far boxes reach depends on where they lie alone before
             survey = request.once(("incremental", "survey", sample), lambda: run.survey(whole.weights))
             if wanted is None:
                 rest = run.missing(torch.arange(len(self.boxes), device="cpu"))

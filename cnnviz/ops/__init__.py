@@ -4,6 +4,7 @@ Where native kernels were built for a device, they take the reference's place; `
 """
 
 from ._native import status
+from .changed_spans import changed_spans
 from .conv_crops import conv_crops, conv_crops_is_native, packed_kernel
 from .crop_patches import crop_patches
 from .gram_matrix import gram_matrix
@@ -18,6 +19,7 @@ __all__ = [
     "Guide",
     "Joined",
     "Overlaid",
+    "changed_spans",
     "conv_cat",
     "conv_crops",
     "conv_crops_is_native",

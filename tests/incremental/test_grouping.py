@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cnnviz.incremental import Changes
+from cnnviz import OptionError
+from cnnviz.incremental import Changes, Operations
 from cnnviz.incremental.geometry import boxed, spans_of
 from cnnviz.incremental.grouping import Layers, grouped
 from cnnviz.incremental.patched import Visit
@@ -103,6 +105,33 @@ def test_what_saves_too_little_is_not_run() -> None:
     )
     assert changes.scores(run, 0, worth=1.2) is None
     assert sum(run.sizes) < 4
+
+
+def test_little_changes_at_the_rim_are_dropped_where_that_is_asked_for() -> None:
+    """Less is multiplied, and scores come out nearly as they were; exactly so where a box changes nothing."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(4) for part in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
+    net = nn.Sequential(nn.Conv2d(2, 8, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    near = torch.tensor([0.1, 1.0, 0.1])
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight *= near[:, None] * near
+    corners = [(row, column) for row in range(0, 40, 4) for column in range(0, 40, 4)]
+    boxes = torch.tensor([(row, row + 4, column, column + 4) for row, column in corners] + [(0, 0, 0, 0)])
+    image = torch.randn(1, 2, 40, 40).double()
+    changes = Changes(image, boxes, lambda n, size: torch.full((len(n), 2, *size), 2.0).double())
+    made, counts = [], []
+    for least in (0.0, 0.05, 0.2):
+        with Operations() as done:
+            made.append(changes.scores(Recorded(net), 0, least=least))
+        counts.append(done.count)
+    exact, nearly, roughly = made
+    away = [float((one - exact).abs().max() / (exact.max() - exact.min())) for one in made]
+    assert counts[2] < counts[1] < 0.9 * counts[0]
+    assert 0 < away[1] < 0.01 < away[2] < 0.2
+    assert float(nearly[-1]) == float(roughly[-1]) == float(exact[-1])
+    with pytest.raises(OptionError, match=r"least: got 1.5, expected a share of the largest change, 0 to 1"):
+        changes.scores(Recorded(net), 0, least=1.5)
 
 
 class Excited(nn.Module):

@@ -530,6 +530,22 @@ def test_what_no_other_has_a_part_of_any_more_is_written_to() -> None:
         assert torch.equal(densified(made), function(pasted(base, patch, places)))
 
 
+@pytest.mark.parametrize(("share", "outermost"), [(0.0, 0.0625), (0.5, 0.0625), (0.6, 0.0)])
+def test_what_changes_little_at_the_rim_goes_no_further(share: float, outermost: float) -> None:
+    """A pixel of 1, blurred twice: a quarter, a half and a quarter, and of these the quarters count or do not."""
+    blur = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64).reshape(1, 1, 1, 3)
+    source = Base()
+    source.least = share
+    with torch.no_grad():
+        x: Tensor = Patched(
+            torch.zeros(1, 1, 1, 11).double(), torch.ones(1, 1, 1, 1).double(), torch.tensor([[0, 5]]), source
+        )
+        for _ in range(2):
+            x = F.conv2d(x, blur, padding=(0, 1))
+        made = densified(x)[0, 0, 0].tolist()
+    assert made == [0.0] * 3 + [outermost, 0.25, 0.375, 0.25, outermost] + [0.0] * 3
+
+
 def test_what_is_made_of_the_image_is_made_once() -> None:
     """By as many threads as there are, each with its own."""
     net = nn.Sequential(conv(4, 4, kernel_size=3), nn.ReLU(inplace=True), conv(4, 4, kernel_size=3))

@@ -19,6 +19,7 @@ from cnnviz.ops import _native
 from .drawn import LEVELS, has_kernel
 
 OPERATORS = [
+    "changed_spans",
     "conv_cat",
     "conv_crops",
     "crop_patches",
@@ -41,7 +42,7 @@ def test_status_tells_which_kernels_are_in_use(device: str) -> None:
     told = ops.status()[device.lower()]
     assert told.startswith("native (") == has_kernel("occlude", device)
     # Without AVX2 a processor multiplies by PyTorch; a GPU has a library for that, and nothing for pixel after pixel.
-    own = {"CPU": ("gram_matrix",), "CUDA": ("grow_texture", "overlay_cat")}[device]
+    own = {"CPU": ("gram_matrix",), "CUDA": ("changed_spans", "grow_texture", "overlay_cat")}[device]
     without = (*own, "conv_cat", "conv_crops", "winograd_crops", "winograd_kernel")
     needed = [operator for operator in OPERATORS if operator not in without]
     assert all(has_kernel(operator, device) == told.startswith("native") for operator in needed)

@@ -79,6 +79,13 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         *(-1.0, 10.0, [torch.ones(1, 3, 7, 7), torch.ones(4, 3, 2, 3), YX.flip(0), YX]),
     ),
     "overlay_cat": lambda: JOINED,
+    "changed_spans": lambda: (
+        IMAGES[:1],
+        IMAGES[:2, :, 1:4, :2],
+        YX[1:3] // 4,
+        torch.tensor([[[1, 3], [1, 2]]] * 2),
+        0.5,
+    ),
     "conv_cat": lambda: (
         *JOINED,
         ops.packed_kernel(torch.ones(70, 5, 1, 1)),
@@ -194,6 +201,22 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
         (
             lambda: ops.overlay_cat(JOINED._replace(shift=None)),
             r"scale is \(5,\) torch.float32 and shift None, expected two float32 tensors \(5,\), or neither",
+        ),
+        (
+            lambda: ops.changed_spans(IMAGES[:1], IMAGES, YX[:3], torch.zeros(3, 2).long(), 0.5),
+            r"spans is \(3, 2\) torch.int64, expected an int64 tensor \(3, 2, 2\)",
+        ),
+        (
+            lambda: ops.changed_spans(IMAGES, IMAGES, YX[:3], torch.zeros(3, 2, 2).long(), 0.5),
+            r"base is \(3, 2, 5, 4\) .*expected \(1, C, H, W\) and \(K, C, h, w\)",
+        ),
+        (
+            lambda: ops.changed_spans(IMAGES[:1], IMAGES[:1, :, :2], YX[1:2], torch.tensor([[[0, 2], [1, 5]]]), 0.5),
+            r"spans\[0\] is \[\[0, 2\], \[1, 5\]\], expected spans inside of a patch of 2 x 4 at \[0, 0\]",
+        ),
+        (
+            lambda: ops.changed_spans(IMAGES[:1], IMAGES[:1], YX[1:2], torch.zeros(1, 2, 2).long(), 1.5),
+            "share is 1.5, expected 0 to 1",
         ),
         (
             lambda: ops.conv_cat(JOINED, ops.packed_kernel(torch.ones(6, 4, 1, 1)), torch.ones(6)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -82,6 +84,27 @@ def overlay_crop(
                     whole[:, top + y, left + x] = patch[k, :, y, x]
         rows.append(crop_patches(whole[None], torch.zeros(1, dtype=torch.long), crop_yx[k : k + 1], size, pad=pad)[0])
     return torch.stack(rows) if rows else base.new_zeros(0, base.shape[1], *size)
+
+
+def changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor, share: float) -> Tensor:
+    """Look at the pixels of each patch one by one."""
+    made = spans.clone()
+    for k in range(len(patch)):
+        (top, bottom), (left, right) = spans[k].tolist()
+        differs = {}
+        for y in range(top, bottom):
+            for x in range(left, right):
+                own = patch[k, :, y - int(patch_yx[k, 0]), x - int(patch_yx[k, 1])]
+                away = (own - base[0, :, y, x]).abs()
+                differs[y, x] = away.new_tensor(math.inf) if bool(away.isnan().any()) else away.max()
+        largest = max(differs.values(), default=base.new_zeros(()))
+        if largest > 0:
+            least = share * largest
+            least = largest if bool(least.isnan()) else least  # no share of what is no number
+            kept = [place for place, away in differs.items() if away >= least]
+            rows, columns = [y for y, _ in kept], [x for _, x in kept]
+            made[k] = torch.tensor([[min(rows), max(rows) + 1], [min(columns), max(columns) + 1]])
+    return made
 
 
 def conv_crops(

@@ -52,7 +52,8 @@ def test_the_twin_runs_the_same_windows(
     drops = torch.tensor(
         [[float(x[0, 0, slice(*row), slice(*column)].sum()) for column in columns] for row in rows], dtype=torch.float64
     )
-    steps = tuple(4 if side / step >= 16 else 2 for side, step in zip(window, stride, strict=True))
+    apart = [side / step for side, step in zip(window, stride, strict=True)]
+    steps = tuple(4 if times >= 16 else 2 if times >= 8 else 1 for times in apart)
     filled, run = coarse_to_fine(drops, set(), (steps[0], steps[1]), tolerance)
     assert made.draws is not None
     # Corners that differ by as much as the tolerance allows may fall to either side.
@@ -95,7 +96,7 @@ def test_a_plane_needs_the_first_windows_alone() -> None:
 @pytest.mark.parametrize("method", ["dense", "incremental"])
 def test_each_target_and_image_runs_its_own(method: str) -> None:
     x, net = images(torch.float64, count=2), network("resnet18", torch.float64)
-    given: dict[str, Any] = {"window": 24, "stride": 5, "tolerance": 0.5, "method": method}
+    given: dict[str, Any] = {"window": 24, "stride": 3, "tolerance": 0.5, "method": method}
     together = explained(x, net, target=[[3, 7], [5, 2]], **given)
     assert together.draws is not None
     for row, (i, target) in enumerate([(0, 3), (0, 7), (1, 5), (1, 2)]):
@@ -103,14 +104,14 @@ def test_each_target_and_image_runs_its_own(method: str) -> None:
         difference = (together.values[row] - alone.values[0]).abs().max()
         assert float(difference) <= 1e-9 * float(alone.values.abs().max())
         assert alone.draws is not None
-        assert together.draws[row] == alone.draws[0] < 9 * 9
+        assert together.draws[row] == alone.draws[0] < 15 * 15
 
 
 @functools.cache
 def cat(tolerance: float | None, method: str) -> cnnviz.Heatmap:
     model = cnnviz.load_model()
     x = model.prepare([demo_picture()])
-    return explained(x, model, window=48, stride=8, target=285, tolerance=tolerance, method=method)
+    return explained(x, model, window=48, stride=6, target=285, tolerance=tolerance, method=method)
 
 
 @pytest.mark.parametrize("method", ["dense", "incremental"])
@@ -120,7 +121,7 @@ def test_a_photograph_is_nearly_as_it_was_for_a_fraction_of_the_windows(method: 
         made.values[0, 0].numpy(), expected, data_range=float(expected.max() - expected.min()), gaussian_weights=True
     )
     assert made.draws is not None
-    assert int(made.draws[0]) < 23 * 23 / 2
+    assert int(made.draws[0]) < 31 * 31 / 2
     assert alike > 0.9
 
 

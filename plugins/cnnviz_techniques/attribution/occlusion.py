@@ -27,7 +27,8 @@ from .covers import Cover
 
 _FEW = 16  # windows
 _WORTH_IT = 1.2  # times as many operations
-_APART = 4  # with a tolerance the first windows lie at most about a fourth of a window apart
+_LEAST, _AT_MOST = 0.1, 0.05  # of the tolerance, the share of the largest change below which others are dropped
+_APART = 4  # with a tolerance the first windows lie at most a fourth of a window apart
 
 
 class OcclusionOptions(Options):
@@ -50,8 +51,10 @@ class OcclusionOptions(Options):
         None,
         gt=0,
         lt=1,
-        description="run every few windows first, and those between them only where neighbours' drops differ by more "
-        "than this share of the drops' range; the others are interpolated. For strides well below the window",
+        description="where the stride is at most an eighth of the window, run every few windows first, and those "
+        "between only where neighbours' drops differ by more than this share of the drops' range; the others are "
+        "interpolated. And where only what a window changed is recomputed, drop at its rim what changed by less than a "
+        "tenth of this share (at most 5 %) of the largest change",
     )
 
 
@@ -74,7 +77,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
     cover = Cover(request, options.baseline, options.window)
     windows = _Windows(boxes, len(rows), len(columns), options)
     request.base_scores()  # of the images as they were given, which are told beside the map
-    drops = _incremental(request, windows, cover, options.method) if options.method != "dense" else None
+    drops = _incremental(request, windows, cover, options) if options.method != "dense" else None
     if drops is None:
         drops = _dense(request, windows, cover, any_rounding=options.method == "auto")
     filled = torch.stack([windows.filled(one)[0] for one in drops])
@@ -91,13 +94,14 @@ class _Windows:
     """
 
     def __init__(self, boxes: Tensor, down: int, across: int, options: OcclusionOptions) -> None:
-        self.boxes, self.size, self.all_of_them = boxes, (down, across), options.tolerance is None
+        self.boxes, self.size = boxes, (down, across)
         self.every = torch.cat([boxes, boxes.new_zeros(1, 4)])
         self._tolerance = options.tolerance or 0.0
         self._steps = tuple(
-            1 if self.all_of_them else 2 ** max(1, int(math.log2(max(1, window / stride / _APART))))
+            2 ** int(math.log2(max(1, window / stride / _APART))) if self._tolerance else 1
             for window, stride in zip(options.window, options.stride, strict=True)
         )
+        self.all_of_them = max(self._steps) == 1
 
     @staticmethod
     def drops(scores: Tensor) -> Tensor:
@@ -189,12 +193,12 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
         done += len(numbers)
 
 
-def _incremental(request: Request, windows: _Windows, cover: Cover, method: str) -> Tensor | None:
+def _incremental(request: Request, windows: _Windows, cover: Cover, options: OcclusionOptions) -> Tensor | None:
     """Return how much each window takes from the score, (N, windows), by running only what it changed.
 
     NaN where it was not run; None where auto finds that this cannot be done, or is not worth it.
     """
-    count, one, every = len(request.inputs), request.inputs[:1], windows.every
+    count, one, every, method = len(request.inputs), request.inputs[:1], windows.every, options.method
     changes = [
         Changes(image[None], every, lambda numbers, _, i=i: cover.patches(i, every[numbers]))
         for i, image in enumerate(request.inputs)
@@ -212,6 +216,7 @@ def _incremental(request: Request, windows: _Windows, cover: Cover, method: str)
                 at_most=room,
                 share=(i / count, (i + 1) / count),
                 worth=_WORTH_IT if method == "auto" and i == 0 else 0.0,
+                least=min(_AT_MOST, _LEAST * (options.tolerance or 0.0)),
                 wanted=None if windows.all_of_them else lambda scores: windows.filled(windows.drops(scores))[1],
             )
             if scores is None:
