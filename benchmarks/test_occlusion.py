@@ -34,11 +34,11 @@ HEAVY = ("vgg16", "resnet50", "densenet121")
 AT_ONCE = (1, 2, 4, 8, 16, 32)
 
 
-APPROXIMATE = {"resnet50": (48, 3), "vgg16": (32, 4)}
-"""Window and stride: it is for windows that lie close."""
+APPROXIMATE = (("resnet50", 48, 3, 0.9), ("vgg16", 32, 4, 0.9), ("resnet50", 16, 16, 0.5), ("vgg16", 16, 16, 0.5))
+"""Window, stride and tolerance: windows that lie close, of which some are left out, and windows side by side."""
 ROUGHLY = {
-    f"{name}, a photograph, window-{window}, stride-{stride}, tolerance 0.9": name
-    for name, (window, stride) in APPROXIMATE.items()
+    f"{name}, a photograph, window-{window}, stride-{stride}, tolerance {tolerance}": (name, window, stride, tolerance)
+    for name, window, stride, tolerance in APPROXIMATE
 }
 
 
@@ -94,16 +94,16 @@ def test_occlusion(case: str, race: Any, device: str) -> None:
 
 @pytest.mark.parametrize("case", ROUGHLY)
 def test_approximate(case: str, race: Any, device: str) -> None:
-    name = ROUGHLY[case]
+    name, window, stride, share = ROUGHLY[case]
     if race.quick:
         pytest.skip("takes minutes")
-    (window, stride), model = APPROXIMATE[name], trained(name, device)
+    model = trained(name, device)
     net, x = model.module, model.prepare([demo_picture()])
     with torch.no_grad():
         target = int(net(x)[0].argmax())
     exact, roughly = (
         cnnviz.Explainer(model, "occlusion", window=window, stride=stride, tolerance=tolerance)
-        for tolerance in (None, 0.9)
+        for tolerance in (None, share)
     )
     expected, made = exact(x, target).values[0, 0].cpu().numpy(), roughly(x, target)
     alike = structural_similarity(

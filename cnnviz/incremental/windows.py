@@ -84,6 +84,7 @@ class Changes:
                 end. A few that show what layers do for the others are run whatever it says. By default all are wanted.
             least: rows and columns at the rim of what a box reaches are dropped before a convolution or a pooling where
                 no pixel of theirs changed by this share of what changed most of that map, in [0, 1]; 0 drops nothing.
+                The few that show what layers do are run as they are.
 
         Raises:
             Unfollowed: the network does something that patches cannot be taken through.

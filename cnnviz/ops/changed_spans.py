@@ -63,10 +63,10 @@ def _inside(patch_yx: Tensor, spans: Tensor, size: tuple[int, int], whole: tuple
 
 @torch.library.custom_op("cnnviz::changed_spans", mutates_args=())
 def _changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor, share: float) -> Tensor:
-    height, width = patch.shape[2:]
-    under = _crop_patches(base, patch_yx.new_zeros(len(patch)), patch_yx, [height, width], 0.0)
     if not patch.numel():
         return spans.clone()
+    height, width = patch.shape[2:]
+    under = _crop_patches(base, patch_yx.new_zeros(len(patch)), patch_yx, [height, width], 0.0)
     differs = (patch - under).abs().amax(1).nan_to_num(nan=math.inf, posinf=math.inf).cpu()
     axes = [patch_yx[:, axis, None] + torch.arange(size, device="cpu") for axis, size in enumerate((height, width))]
     within = [(spans[:, i, :1] <= axis) & (axis < spans[:, i, 1:]) for i, axis in enumerate(axes)]

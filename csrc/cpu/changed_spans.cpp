@@ -19,11 +19,11 @@ Bits<T> distance(T a, T b) {
 
 // A map as it lies in memory.
 template <class T>
-struct Source {
+struct Strided {
   const T* data;
   int64_t height, width, image, channel, row, column;
 
-  explicit Source(const Tensor& x)
+  explicit Strided(const Tensor& x)
       : data(static_cast<const T*>(x.const_data_ptr())),
         height(x.size(2)),
         width(x.size(3)),
@@ -35,8 +35,8 @@ struct Source {
 
 // most[x] = max(most[x], |a[x] - b[x]|) over the channels of pixels that lie so many numbers apart.
 template <class T>
-CNNVIZ_CLONES static void widen(const T* a, const T* b, int64_t a_channel, int64_t b_channel, int64_t a_column, int64_t b_column,
-                                int64_t channels, int64_t columns, Bits<T>* most) {
+CNNVIZ_CLONES static void widen(const T* a, const T* b, int64_t a_channel, int64_t b_channel, int64_t a_column,
+                                int64_t b_column, int64_t channels, int64_t columns, Bits<T>* most) {
   if (a_channel == 1 && b_channel == 1) {
     for (int64_t x = 0; x < columns; ++x, a += a_column, b += b_column) {
       Bits<T> found = most[x];
@@ -52,7 +52,7 @@ CNNVIZ_CLONES static void widen(const T* a, const T* b, int64_t a_channel, int64
 
 // The spans of one patch, rows and columns, of the patch's own pixels; they become the smallest ones that hold what counts.
 template <class T>
-void shrink(const Source<T>& base, const Source<T>& patches, int64_t channels, int64_t k, const int64_t* corner, T share,
+void shrink(const Strided<T>& base, const Strided<T>& patches, int64_t channels, int64_t k, const int64_t* corner, T share,
             std::vector<Bits<T>>& most, int64_t* spans) {
   const int64_t top = spans[0], bottom = spans[1], left = spans[2], right = spans[3], width = right - left;
   if (bottom <= top || width <= 0) return;
@@ -79,7 +79,7 @@ void shrink(const Source<T>& base, const Source<T>& patches, int64_t channels, i
 
 template <class T>
 void shrink_all(const Tensor& base, const Tensor& patch, const int64_t* corners, double share, int64_t* spans) {
-  const Source<T> under(base), over(patch);
+  const Strided<T> under(base), over(patch);
   const int64_t count = patch.size(0), channels = patch.size(1);
   for (int64_t i = 0; i < 2 * count; ++i) {
     const int64_t size = i % 2 ? over.width : over.height, whole = i % 2 ? under.width : under.height;
@@ -97,7 +97,8 @@ void shrink_all(const Tensor& base, const Tensor& patch, const int64_t* corners,
 Tensor changed_spans(const Tensor& base, const Tensor& patch, const Tensor& patch_yx, const Tensor& spans, double share) {
   const int64_t count = patch.size(0);
   const Tensor corners = in_order(patch_yx), before = in_order(spans);
-  STD_TORCH_CHECK(base.size(0) == 1 && base.size(1) == patch.size(1) && corners.numel() == 2 * count && before.numel() == 4 * count,
+  STD_TORCH_CHECK(base.size(0) == 1 && base.size(1) == patch.size(1) && corners.numel() == 2 * count &&
+                      before.numel() == 4 * count,
                   "base and patches are not of one size, or there is not one place for each patch");
   Tensor made = empty(before, {count, 2, 2}, false);
   int64_t* to = static_cast<int64_t*>(made.mutable_data_ptr());

@@ -27,7 +27,7 @@ from .covers import Cover
 
 _FEW = 16  # windows
 _WORTH_IT = 1.2  # times as many operations
-_LEAST, _AT_MOST = 0.1, 0.05  # of the tolerance, the share of the largest change below which others are dropped
+_LEAST, _AT_MOST = 0.1, 0.03  # of the tolerance, the share of the largest change below which others are dropped
 _APART = 4  # with a tolerance the first windows lie at most a fourth of a window apart
 
 
@@ -54,7 +54,7 @@ class OcclusionOptions(Options):
         description="where the stride is at most an eighth of the window, run every few windows first, and those "
         "between only where neighbours' drops differ by more than this share of the drops' range; the others are "
         "interpolated. And where only what a window changed is recomputed, drop at its rim what changed by less than a "
-        "tenth of this share (at most 5 %) of the largest change",
+        "tenth of this share (at most 3 %) of the largest change",
     )
 
 
