@@ -27,6 +27,21 @@ def floating(operator: str, name: str, value: Tensor, dims: str) -> None:
         )
 
 
+def patches(operator: str, base: Tensor, patch: Tensor) -> None:
+    """Require a base (1, C, H, W) and patches of it (K, C, h, w), of one type that operators take, on one device.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    floating(operator, "base", base, "1CHW")
+    floating(operator, "patch", patch, "KCHW")
+    if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype or patch.device != base.device:
+        raise ValueError(
+            f"{operator}: base is {told(base)} on {base.device} and patch {told(patch)} on {patch.device}, expected "
+            "(1, C, H, W) and (K, C, h, w) of one type on one device"
+        )
+
+
 def integers(operator: str, name: str, value: Tensor, shape: tuple[int | str, ...]) -> Tensor:
     """Require an int64 tensor of a shape in which any length may stand under a name, such as "K"; return it on the CPU.
 

@@ -29,16 +29,10 @@ def changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor, 
     Raises:
         ValueError: shapes or types do not fit, a span reaches out of its patch, or the share is none.
     """
-    _check.floating("changed_spans", "base", base, "1CHW")
-    _check.floating("changed_spans", "patch", patch, "KCHW")
+    _check.patches("changed_spans", base, patch)
     patch_yx = _check.corners("changed_spans", "patch_yx", patch_yx, len(patch))
     spans = _check.integers("changed_spans", "spans", spans, (len(patch), 2, 2))
     _check.have_values("changed_spans", base, patch_yx=patch_yx, spans=spans)
-    if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype or patch.device != base.device:
-        raise ValueError(
-            f"changed_spans: base is {_check.told(base)} on {base.device} and patch {_check.told(patch)} on "
-            f"{patch.device}, expected (1, C, H, W) and (K, C, h, w) of one type on one device"
-        )
     if not 0 <= share <= 1:
         raise ValueError(f"changed_spans: share is {share}, expected 0 to 1")
     if _check.has_values(spans):

@@ -73,17 +73,11 @@ def checked(operator: str, overlaid: Overlaid) -> tuple[Any, ...]:
         ValueError: shapes or types do not fit.
     """
     base, patch, patch_yx, crop_yx, size = overlaid
-    _check.floating(operator, "base", base, "1CHW")
-    _check.floating(operator, "patch", patch, "KCHW")
+    _check.patches(operator, base, patch)
     patch_yx = _check.corners(operator, "patch_yx", patch_yx, len(patch))
     crop_yx = _check.corners(operator, "crop_yx", crop_yx, len(patch))
     _check.have_values(operator, base, patch_yx=patch_yx, crop_yx=crop_yx)
     _check.size(operator, size)
-    if len(base) != 1 or patch.shape[1] != base.shape[1] or patch.dtype != base.dtype or patch.device != base.device:
-        raise ValueError(
-            f"{operator}: base is {tuple(base.shape)} {base.dtype} on {base.device} and patch {tuple(patch.shape)} "
-            f"{patch.dtype} on {patch.device}, expected (1, C, H, W) and (K, C, h, w) of one type on one device"
-        )
     return base, patch, patch_yx, crop_yx, list(size)
 
 

@@ -24,6 +24,7 @@ JOINED = ops.Joined(
     [torch.ones(4, 2, 2, 3), torch.ones(4, 3, 1, 2)],
     *(torch.stack([YX, YX + 1]), YX.flip(0), (3, 3), torch.ones(5), torch.ones(5), 0.0, 6.0),
 )
+CROPS = [torch.ones(1, 3, 8, 9), torch.ones(4, 3, 2, 2), YX, YX.flip(0)]
 DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix": ops.gram_matrix,
     "gram_matrix, plain": lambda x: ops.gram_matrix(x, normalise=False),
@@ -37,9 +38,6 @@ def test_gradients(name: str) -> None:
     x = IMAGES.clone().requires_grad_()
     assert gradcheck(DIFFERENTIABLE[name], x)
     assert gradgradcheck(DIFFERENTIABLE[name], x)
-
-
-CROPS = [torch.ones(1, 3, 8, 9), torch.ones(4, 3, 2, 2), YX, YX.flip(0)]
 
 
 def _leaf(x: Tensor) -> Tensor:
