@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ def unwatched(done: int, total: int) -> None:
 Made = TypeVar("Made")
 
 _LAYOUT, _FOLDED = "either layout", "folded"
+_NOTHING = object()
 _PARTS = 10_000  # of progress through sweeps
 
 
@@ -342,6 +343,25 @@ class Request:
         """Return ``compute()``, run once for all targets and layers of this batch; for what does not depend on them."""
         return self._shared.once(("once", key), compute)
 
+    def kept(self, name: str, of: Hashable, compute: Callable[[], Made], example: Tensor | None = None) -> Made:
+        """Return ``compute()``, or what it made when it was last asked for under this name, of inputs of this shape.
+
+        All calls on a model share that, as long as the model stays as it is; where values decide what a network does,
+        the batches of one call.
+
+        Args:
+            name: what is asked for.
+            of: what else it depends on; of another it is made anew, and only the newest is kept.
+            compute: makes it, of nothing that differs between inputs of one shape.
+            example: one of the inputs, (1, C, H, W), where they are not of the samples' shape.
+        """
+        found = self._survey(example).found
+        key, made = found.get(name, (_NOTHING, None))
+        if key != of:
+            made = compute()
+            found[name] = of, made
+        return cast("Made", made)
+
     def sweep(
         self,
         make: Callable[[int, int], Tensor],
@@ -598,11 +618,12 @@ class Request:
 
     def _tried(self, name: str, x: Tensor, trial: Callable[[Tensor], bool]) -> bool:
         """Return what a trial on such an input, (1, C, H, W), found when the model was first asked for it."""
-        verdicts = self._survey(x.detach() if self._inputs is None else None).verdicts
-        if name not in verdicts:
+
+        def tried() -> bool:
             with torch.no_grad():
-                verdicts[name] = trial(x)
-        return verdicts[name]
+                return trial(x)
+
+        return self.kept(name, None, tried, x.detach() if self._inputs is None else None)
 
     def _survey(self, example: Tensor | None = None) -> Survey:
         """Return what a forward pass of such an input does; of the samples where none is given."""

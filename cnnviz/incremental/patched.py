@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..models import known_by
 from ..models.receptive_field import function_name
 from ..ops import crop_patches, overlay_crop
+from ..ops._layout import memory_format
 from .geometry import Pair, spans_of
 
 Places: TypeAlias = Tensor
@@ -56,6 +57,7 @@ class Base:
 
     Attributes:
         weights: the same of what is made of weights alone, which may serve several images.
+        device: what the maps are run on, or, where they are on the meta device, what they stand for; None if the same.
         channels_last: whether the network's own maps would lie so in memory.
         least: changes at the rim of a patch that are below this share of its largest go no further; 0 keeps all.
         refused: why patches cannot be taken through, once that is known.
@@ -63,19 +65,27 @@ class Base:
         watch: is entered where a function sees whole maps.
     """
 
-    def __init__(self, weights: Base | None = None) -> None:
+    def __init__(self, weights: Base | None = None, *, like: Tensor | None = None) -> None:
+        """Begin with nothing known.
+
+        Args:
+            weights: what was made of weights alone for other images.
+            like: the image; its device and its layout in memory are those of maps.
+        """
         self.weights = weights or self
+        self.device = None if like is None else like.device
+        self.channels_last = like is not None and memory_format(like) == torch.channels_last
         self._known: dict[tuple[Any, ...], Any] = {}
         self._alive: list[Any] = []  # ids stay unique as long as their tensors live
         self._first: int | None = None
         self.refused = ""
-        self.channels_last = False
         self.least = 0.0
         self.visits: list[Visit] = []
         self.watch: AbstractContextManager[Any] = nullcontext()
 
     def begin(self) -> None:
         """Begin another pass."""
+        self.visits = []
         if self._first is None and self._known:
             self._first = len(self._known)
 
@@ -354,7 +364,7 @@ def _tensors(patched: Any, plain: Any) -> list[Tensor]:
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)  # on the meta device nothing has an address
 
 
 def densified(value: Any) -> Any:

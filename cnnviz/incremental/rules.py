@@ -81,7 +81,7 @@ class _Convolution(NamedTuple):
         """Return the convolution that leaves every pixel as it is."""
         channels = base.shape[1]
         ones = source.weights.result(("ones", channels, base.dtype), lambda: base.new_ones(channels, 1, 1, 1))
-        return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels, _native(base, ones, channels))
+        return cls(source, base, ones, None, (1, 1), (0, 0), (1, 1), channels, _native(source, base, ones, channels))
 
     @property
     def plain(self) -> bool:
@@ -220,11 +220,16 @@ class _Concatenation(NamedTuple):
         return self._replace(scale=scale, shift=shift)
 
 
-def _native(base: Tensor, weight: Tensor, groups: int) -> bool:
+def _native(source: Base, base: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether a convolution of such maps is run by the kernel for many small ones."""
     each = groups == weight.shape[0] == base.shape[1]
-    plain = base.dtype == weight.dtype == torch.float32 and base.device.type == "cpu"
+    plain = base.dtype == weight.dtype == torch.float32 and _on_cpu(source, base)
     return plain and (groups == 1 or each) and conv_crops_is_native()
+
+
+def _on_cpu(source: Base, base: Tensor) -> bool:
+    """Whether a map is run on the CPU, or stands for one that is."""
+    return (source.device or base.device).type == "cpu"
 
 
 def _through_windows(
@@ -292,7 +297,7 @@ def _conv2d(
             return NotImplemented
         padding = (around[0] // 2, around[1] // 2)
     margin = (0, 0) if padding == "valid" else pair(padding)
-    native = _native(input.base, weight, groups)
+    native = _native(input.source, input.base, weight, groups)
     call = _Convolution(input.source, input.base, weight, bias, steps, margin, spread, groups, native)
     window = Window(kernel, steps, margin, spread)
     size = window.output((input.form[2], input.form[3]))
@@ -398,14 +403,17 @@ def _pointwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     place = INPLACE_ARGUMENT.get(name)
     given = {key: value for key, value in kwargs.items() if key != "inplace"}
     plain = args if place is None else args[: place - 1]  # the input is none of them
-    base = input.source.result(
-        (name, input.base, *plain, *sorted(given.items())), lambda: function(input.base, *plain, **given)
-    )
-    before = input.unfinished
+
+    def made_of(x: Tensor) -> Tensor:
+        # On the meta device torch takes a millisecond to find that out.
+        return torch.empty_like(x) if x.is_meta else function(x, *plain, **given)
+
+    call = (name, input.base, *plain, *sorted(given.items()))
+    base, before = input.source.result(call, lambda: made_of(input.base)), input.unfinished
     limits = _limits(name, *plain, **given)
     if limits and isinstance(before, (_Convolution, _Concatenation)) and before.limits == _NONE:
         return input.with_values(base, before._replace(limits=limits))
-    return input.with_values(base, function(input.patch, *plain, **given))
+    return input.with_values(base, made_of(input.patch))
 
 
 def _limits(
@@ -590,7 +598,7 @@ def _cat(_: Any, tensors: Any, dim: int = 0) -> Any:
     if not _alike(parts) or parts[0].base.dim() != 4 or dim % 4 != channels % 4:
         return NotImplemented
     (spans, places, extent), source, bases = _around(parts), parts[0].source, tuple(part.base for part in parts)
-    if not parts[0].last and all(base.dtype == torch.float32 and base.is_cpu for base in bases):
+    if not parts[0].last and all(base.dtype == torch.float32 and _on_cpu(source, base) for base in bases):
         at = tuple(part.places for part in parts)
         joined = _Concatenation(source, bases, tuple(part.patch for part in parts), at, places, extent)
         like = Like((1, sum(base.shape[1] for base in bases), *bases[0].shape[2:]), torch.float32, bases[0].device)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..ops._layout import memory_format
-from .grouping import Layers, batches, grouped
-from .patched import Base, Patched, Unfollowed, Visit
+from ..models import replicate
+from .geometry import boxed
+from .grouping import Layers, grouped
+from .patched import Base, Patched, Unfollowed, Visit, cropped
 from .work import Operations, WholeMaps
 
 _TOGETHER: Final = 64  # patches that go through the network at once
@@ -23,6 +24,10 @@ _TOGETHER: Final = 64  # patches that go through the network at once
 
 class Sweeps(Protocol):
     """What scores inputs: a `cnnviz.Request`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """See `cnnviz.Request.model`."""
 
     def sweep(
         self,
@@ -38,6 +43,12 @@ class Sweeps(Protocol):
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """See `cnnviz.Request.once`."""
+
+    def kept(self, name: str, of: Hashable, compute: Callable[[], Any]) -> Any:
+        """See `cnnviz.Request.kept`."""
+
+    def batched(self, work: Callable[[int, int], Any], count: int) -> list[Any]:
+        """See `cnnviz.Request.batched`."""
 
 
 Wanted = Callable[[Tensor], Tensor]
@@ -81,10 +92,9 @@ class Changes:
             share: from where to where progress goes meanwhile, in [0, 1].
             worth: return None where whole images would take less than so many times as many multiplications.
             wanted: from all scores, NaN where a box was not run yet, to the numbers of those to run next; none is the
-                end. A few that show what layers do for the others are run whatever it says. By default all are wanted.
+                end. By default all are wanted.
             least: rows and columns at the rim of what a box reaches are dropped before a convolution or a pooling where
                 no pixel of theirs changed by this share of what changed most of that map, in [0, 1]; 0 drops nothing.
-                The few that show what layers do are run as they are.
 
         Raises:
             Unfollowed: the network does something that patches cannot be taken through.
@@ -92,31 +102,68 @@ class Changes:
         """
         if not 0 <= least <= 1:
             raise OptionError(f"least: got {least}, expected a share of the largest change, 0 to 1")
-        run = _Run(self, request, sample, share)
         together = min(at_most, _TOGETHER)
-        known = self._of_all_spans()
-        middle = len(known) // 2
+        of = (tuple(self.image.shape), self.image.dtype, str(self.image.device), self.boxes.numpy().tobytes(), together)
+        survey = request.kept("changes", of, lambda: self._survey(request, together))
+        if isinstance(survey, str):
+            raise Unfollowed(survey)
+        if survey.saving < worth:
+            return None
+        run = _Run(self, request, sample, share, least)
+        every = torch.arange(len(self.boxes), device="cpu")
         with _refused_by(run.base):
-            whole = run.counting(self._batches(known[middle : middle + 1], together))
-            if request.once(("incremental", "saving", sample), lambda: run.saving(whole.count)) < worth:
-                return None
-            run(self._batches(known[:middle] + known[middle + 1 :], together))
-            run.surveying = False
-            run.base.least = least  # from now on: how far boxes reach depends on where they lie alone before
-            survey = request.once(("incremental", "survey", sample), lambda: run.survey(whole.weights))
             if wanted is None:
-                rest = run.missing(torch.arange(len(self.boxes), device="cpu"))
-                run(request.once(("incremental", "batches", sample), lambda: survey.grouped(self, rest, together)))
+                run(request.kept("batches", of, lambda: survey.grouped(self, every, together)), shared=True)
                 return run.scores()
-            run.shared = False  # another target may want others
             while len(more := run.missing(wanted(run.scores()))):
-                run(survey.grouped(self, more, together))
+                run(survey.grouped(self, more, together), shared=False)  # another target may want others
         return run.scores()
 
-    def _of_all_spans(self) -> list[int]:
+    @cached_property
+    def placed(self) -> Tensor:
+        """The boxes, (n, 4), with those that are empty put where the first that is not lies."""
+        some = self.boxes[~self._empty][:1]
+        return torch.where(self._empty[:, None], some if len(some) else self.boxes.new_tensor([0, 1, 0, 1]), self.boxes)
+
+    @cached_property
+    def _empty(self) -> Tensor:
+        return (self.boxes[:, 1::2] <= self.boxes[:, ::2]).any(1)
+
+    def patched(self, numbers: Tensor, base: Base) -> Tensor:
+        """Return the image with each of these boxes changed, which are all of one size where they are placed."""
+        base.begin()
+        boxes = self.placed[numbers]
+        height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
+        corners, changed = boxes[:, ::2].contiguous(), (~self._empty[numbers]).nonzero()[:, 0]
+        if len(changed) == len(numbers):
+            patch = self.patches(numbers, (height, width))
+        else:  # an empty one shows the image itself, and is run as the others are
+            patch = cropped(self.image, corners, (height, width))
+            if len(changed):
+                patch[changed.to(patch.device)] = self.patches(numbers[changed], (height, width))
+        return Patched(self.image, patch, corners, base)
+
+    def _survey(self, request: Sweeps, together: int) -> _Survey | str:
+        """Return what layers do for boxes, or why patches cannot be taken through them.
+
+        Shapes alone tell that, unless the network looks at values.
+
+        Args:
+            request: knows the network.
+            together: so many patches at once, where they have values.
+        """
+        try:
+            return surveyed(replicate(request.model, device="meta"), self, "meta", together)
+        except Exception:  # noqa: BLE001  # whatever it is, it may be otherwise with values
+            device = self.image.device
+            made: _Survey | str
+            (made,) = request.batched(lambda _, __: surveyed(request.model, self, device, together), 1)
+            return made
+
+    def of_all_spans(self) -> list[int]:
         """Return numbers of boxes that have all spans of rows and of columns among them."""
         chosen, rows, columns = [], set(), set()
-        every = [(tuple(box[:2]), tuple(box[2:])) for box in self.boxes.tolist()]
+        every = [(tuple(box[:2]), tuple(box[2:])) for box in self.placed.tolist()]
         for enough in (1, 0):  # both new, then one
             for number, (row, column) in enumerate(every):
                 if (row not in rows) + (column not in columns) > enough:
@@ -125,33 +172,59 @@ class Changes:
                     columns.add(column)
         return chosen
 
-    def patched(self, numbers: Tensor, base: Base) -> Tensor:
-        """Return the image with each of these boxes changed, which are all of one size."""
-        boxes = self.boxes[numbers]
-        base.begin()
-        height, width = (boxes[0, 1::2] - boxes[0, ::2]).tolist()
-        if height * width == 0:  # one pixel of the image itself, so that it is run as the others are
-            patch = self.image[:, :, :1, :1].repeat(len(numbers), 1, 1, 1)
-            return Patched(self.image, patch, torch.zeros(len(numbers), 2, dtype=torch.long, device="cpu"), base)
-        return Patched(self.image, self.patches(numbers, (height, width)), boxes[:, ::2].contiguous(), base)
-
-    def _batches(self, numbers: list[int], together: int) -> list[Tensor]:
-        """Return boxes in batches of one size each."""
-        chosen = torch.tensor(numbers, dtype=torch.long, device="cpu")
-        sizes = self.boxes[chosen, 1::2] - self.boxes[chosen, ::2]
-        return batches(chosen, torch.unique(sizes, dim=0, return_inverse=True)[1], together)
-
 
 @dataclass(frozen=True)
 class _Survey:
-    """What layers did for some boxes."""
+    """What layers do for some boxes.
+
+    Attributes:
+        layers: what they do.
+        seen: numbers of the boxes.
+        saving: how many times as many products a whole image takes as the one in the middle of them.
+    """
 
     layers: Layers
     seen: Tensor
+    saving: float
 
     def grouped(self, changes: Changes, numbers: Tensor, together: int) -> list[Tensor]:
-        """Return other boxes in batches, of so many at most, that suit the sizes which those came to."""
-        return grouped(changes.boxes, numbers, self.seen, self.layers, together)
+        """Return boxes in batches, of so many at most, that suit the sizes which those come to."""
+        return grouped(changes.placed, numbers, self.seen, self.layers, together)
+
+
+def surveyed(model: nn.Module, changes: Changes, device: torch.device | str, together: int) -> _Survey | str:
+    """Return what layers do for boxes that have all spans among them, by a pass of patches that change nothing.
+
+    Args:
+        model: the network, on that device.
+        changes: the image and its boxes.
+        device: where to run; "meta" for shapes alone.
+        together: so many patches at once.
+    """
+    image = changes.image.to(device)
+    base, counted = Base(like=changes.image), Operations()
+    seen = torch.tensor(changes.of_all_spans(), dtype=torch.long, device="cpu")
+    visits: list[list[Visit]] = []
+    base.watch = counted
+    try:
+        with torch.no_grad(), WholeMaps(counted), _refused_by(base):
+            for numbers in torch.split(seen, together):
+                spans = changes.placed[numbers].reshape(-1, 2, 2)
+                corners, size = boxed(spans, (image.shape[2], image.shape[3]))
+                base.begin()
+                model(Patched(image, cropped(image, corners, size), corners, base, spans=spans))
+                visits.append(base.visits)
+    except Unfollowed as why:
+        return str(why)
+    middle = len(seen) // 2
+    done = all_of = counted.count / len(seen)
+    for visit in visits[middle // together]:
+        sides = (visit.spans[middle % together, :, 1] - visit.spans[middle % together, :, 0]).clamp(min=0)
+        done += visit.products * int(sides.prod())
+        all_of += visit.products * math.prod(visit.size)
+    weights = counted.weights // len(visits) + sum(visit.products for visit in visits[0])
+    counts = [len(part) for part in torch.split(seen, together)]
+    return _Survey(Layers.of(visits, counts, weights), seen, all_of / max(1.0, done))
 
 
 class _Run:
@@ -159,90 +232,54 @@ class _Run:
 
     Attributes:
         base: what the network makes of the image.
-        surveying: whether what layers do for the boxes is noted.
-        shared: whether every target of the call has the same boxes run.
     """
 
-    def __init__(self, changes: Changes, request: Sweeps, sample: int, share: tuple[float, float]) -> None:
-        self.base = Base(request.once(("incremental", "weights"), Base))
-        self.base.channels_last = memory_format(changes.image) == torch.channels_last
+    def __init__(
+        self, changes: Changes, request: Sweeps, sample: int, share: tuple[float, float], least: float
+    ) -> None:
+        self.base = Base(request.once(("incremental", "weights"), Base), like=changes.image)
+        self.base.least = least
         self._changes, self._request, self._sample, self._share = changes, request, sample, share
         self._order: list[Tensor] = []
         self._scores: list[Tensor] = []
-        self._seen: list[Tensor] = []
-        self._visits: list[list[Visit]] = []
-        self.surveying = True
-        self.shared = True
 
-    def __call__(self, batches: list[Tensor]) -> None:
-        """Run batches of boxes, by their numbers."""
-        if not batches:
-            return
+    def __call__(self, batches: list[Tensor], *, shared: bool) -> None:
+        """Run batches of boxes, by their numbers.
+
+        Args:
+            batches: of one size each, where they are placed.
+            shared: whether every target of the call has the same boxes run.
+        """
         order = torch.cat(batches)
-
-        def make(start: int, stop: int) -> Tensor:
-            numbers, self.base.visits = order[start:stop], []
-            if self.surveying:
-                self._seen.append(numbers)
-                self._visits.append(self.base.visits)
-            return self._changes.patched(numbers, self.base)
-
         done = [sum(map(len, self._order)) + n for n in (0, len(order))]
         first, last = self._share
         share = [first + (last - first) * n / len(self._changes.boxes) for n in done]
         self._scores.append(
             self._request.sweep(
-                make,
+                lambda start, stop: self._changes.patched(order[start:stop], self.base),
                 len(order),
                 [self._sample] * len(order),
-                shared=self.shared,
+                shared=shared,
                 share=(share[0], share[1]),
                 sizes=[len(batch) for batch in batches],
             )
         )
         self._order.append(order)
 
-    def counting(self, batches: list[Tensor]) -> Operations:
-        """Run batches of boxes, and return what was multiplied of whole maps."""
-        self.base.watch = counted = Operations()
-        with WholeMaps(counted):
-            self(batches)
-        self.base.watch = nullcontext()
-        return counted
-
-    def saving(self, whole: int) -> float:
-        """Return how many times as many products whole images take as the boxes that were run.
-
-        Args:
-            whole: products of whole maps that these boxes took.
-        """
-        done, all_of = float(whole), float(whole)
-        for visit in chain.from_iterable(self._visits):
-            sides = (visit.spans[:, :, 1] - visit.spans[:, :, 0]).clamp(min=0)
-            done += visit.products * int(sides.prod(1).sum())
-            all_of += visit.products * len(sides) * math.prod(visit.size)
-        return all_of / max(1.0, done)
-
-    def survey(self, weights: int) -> _Survey:
-        """Return what layers did for the boxes that were run.
-
-        Args:
-            weights: how many numbers of weights each batch reads beside those of layers that patches go through.
-        """
-        weights += sum(visit.products for visit in self._visits[0])
-        layers = Layers.of(self._visits, [len(numbers) for numbers in self._seen], weights)
-        return _Survey(layers, torch.cat(self._seen))
-
     def missing(self, numbers: Tensor) -> Tensor:
         """Return those of the boxes of these numbers that were not run, in order."""
         left = torch.zeros(len(self._changes.boxes), dtype=torch.bool, device="cpu").index_fill_(0, numbers, True)
-        return left.index_fill_(0, torch.cat(self._order), False).nonzero()[:, 0]
+        for order in self._order:
+            left.index_fill_(0, order, False)
+        return left.nonzero()[:, 0]
 
     def scores(self) -> Tensor:
         """Return the scores, in the boxes' order, NaN where they were not run."""
-        scores = torch.cat(self._scores)
-        every = scores.new_full((len(self._changes.boxes),), torch.nan)
-        return every.index_copy_(0, torch.cat(self._order).to(scores.device), scores)
+        like = self._scores[0] if self._scores else self._changes.image
+        every = like.new_full((len(self._changes.boxes),), torch.nan)
+        for order, scores in zip(self._order, self._scores, strict=True):
+            every.index_copy_(0, order.to(scores.device), scores)
+        return every
 
 
 @contextmanager

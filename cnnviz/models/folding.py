@@ -77,6 +77,8 @@ def fold(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the convolution that one with a batch norm in eval mode behind it is."""
+    if weight.is_meta:  # where torch takes a millisecond to find out that they are of these shapes
+        return weight, torch.empty_like(mean, dtype=weight.dtype)
     factor = (variance.double() + eps).rsqrt() * (1 if scale is None else scale.double())
     moved = (0 if bias is None else bias.double()) - mean.double()
     offset = moved * factor + (0 if shift is None else shift.double())

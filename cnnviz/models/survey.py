@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -56,7 +56,7 @@ class Survey:
         draws: whether random numbers are drawn in eval mode.
         fixed: whether shapes alone decide what is called; otherwise values do, so that another input of the same shape
             may be treated differently.
-        verdicts: what was tried out on the model since, by name.
+        found: what was found out about the model since, by name: of what, and what.
     """
 
     layers: tuple[Layer, ...]
@@ -68,7 +68,7 @@ class Survey:
     weights: int
     draws: bool
     fixed: bool
-    verdicts: dict[str, bool] = field(default_factory=dict)
+    found: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:

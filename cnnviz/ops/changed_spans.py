@@ -58,7 +58,7 @@ def _inside(patch_yx: Tensor, spans: Tensor, size: tuple[int, int], whole: tuple
 @torch.library.custom_op("cnnviz::changed_spans", mutates_args=())
 def _changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor, share: float) -> Tensor:
     if not patch.numel():
-        return spans.clone()
+        return spans[:, :, :1].expand_as(spans).clone()
     height, width = patch.shape[2:]
     under = _crop_patches(base, patch_yx.new_zeros(len(patch)), patch_yx, [height, width], 0.0)
     differs = (patch - under).abs().amax(1).nan_to_num(nan=math.inf, posinf=math.inf).cpu()
@@ -73,7 +73,8 @@ def _changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor,
         first = axis.masked_fill(~line, torch.iinfo(axis.dtype).max).amin(1)
         stop = axis.masked_fill(~line, -1).amax(1) + 1
         made.append(torch.stack([first, stop], 1))
-    return torch.where(most > 0, torch.stack(made, 1), spans)
+    nothing = spans[:, :, :1].expand_as(spans)
+    return torch.where(most > 0, torch.stack(made, 1), nothing)
 
 
 @_changed_spans.register_fake

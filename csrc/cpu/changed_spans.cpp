@@ -50,11 +50,13 @@ CNNVIZ_CLONES static void widen(const T* a, const T* b, int64_t a_channel, int64
       most[x] = std::max(most[x], distance(a[c * a_channel + x * a_column], b[c * b_channel + x * b_column]));
 }
 
-// The spans of one patch, rows and columns, of the patch's own pixels; they become the smallest ones that hold what counts.
+// The spans of one patch, rows and columns, of the patch's own pixels; they become the smallest ones that hold what counts,
+// empty where nothing differs.
 template <class T>
 void shrink(const Strided<T>& base, const Strided<T>& patches, int64_t channels, int64_t k, const int64_t* corner, T share,
             std::vector<Bits<T>>& most, int64_t* spans) {
   const int64_t top = spans[0], bottom = spans[1], left = spans[2], right = spans[3], width = right - left;
+  spans[1] = top, spans[3] = left;
   if (bottom <= top || width <= 0) return;
   most.assign((bottom - top) * width, 0);
   for (int64_t y = top; y < bottom; ++y)

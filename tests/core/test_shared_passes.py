@@ -129,3 +129,40 @@ def test_progress_of_several_targets_ends_where_it_should(net: Counted, x: Tenso
     assert list(done) == sorted(done)
     assert done[-1] == totals[-1]
     assert len(set(totals)) == 1
+
+
+def test_what_does_not_depend_on_values_is_found_out_once_for_a_model_and_a_shape(net: Counted, x: Tensor) -> None:
+    found: list[Any] = []
+
+    def asks(request: cnnviz.Request, options: Any) -> Tensor:
+        of = request.inputs.shape[1:]
+        found.append(request.kept("here", of, object))
+        assert request.kept("here", of, object) is found[-1]
+        assert request.kept("elsewhere", of, lambda: 3) == 3
+        return request.inputs[:, :1]
+
+    technique = cnnviz.Technique("asks", asks)
+    explainer = cnnviz.Explainer(net, technique)
+    for inputs in (x, x + 1, x[:1]):
+        explainer(inputs)
+    cnnviz.explain(net, x, technique)
+    assert len(set(map(id, found))) == 1
+    explainer(x[:, :, :8])
+    explainer(x)
+    assert len(set(map(id, found))) == 2, "the first shape's is still known"
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    explainer(x)
+    assert len(set(map(id, found))) == 3
+
+
+def test_what_was_found_out_of_something_else_is_found_out_again(net: Counted, x: Tensor) -> None:
+    def asks(request: cnnviz.Request, options: Any) -> Tensor:
+        assert request.kept("of", 1, lambda: "one") == "one"
+        assert request.kept("of", 2, lambda: "two") == "two"
+        assert request.kept("of", 2, lambda: "three") == "two"
+        assert request.kept("of", 1, lambda: "four") == "four"
+        assert request.kept("of", None, lambda: "five") == "five"
+        return request.inputs[:, :1]
+
+    assert cnnviz.explain(net, x, cnnviz.Technique("asks", asks)).values.shape == (2, 1, 12, 12)

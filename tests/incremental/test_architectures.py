@@ -7,7 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from cnnviz.incremental import Base, Operations, Patched, densified
+from cnnviz.incremental import Base, Changes, Operations, Patched, densified
+from cnnviz.incremental.windows import surveyed
+from cnnviz.models import replicate
 
 SIDE, WINDOW = 96, 12
 # How many times the multiplications are saved, at the least, on 96 pixels; 1 where squeeze-and-excitation or attention
@@ -68,3 +70,21 @@ def test_patches_give_what_whole_images_give(name: str, saved: float) -> None:
     assert float((first - expected).abs().max()) <= 1e-9 * scale
     assert torch.equal(first, second)
     assert dense.count >= saved * incremental.count
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shapes_alone_tell_what_layers_do_for_boxes(name: str) -> None:
+    """As much as values do, in single precision, for which a CPU has kernels of its own."""
+    net, image = network(name).float(), torch.randn(1, 3, SIDE, SIDE)
+    spans = [(start, min(start + 14, SIDE)) for start in range(0, SIDE + 1, 16)]
+    boxes = torch.tensor([(*row, *column) for row in spans for column in spans])
+    changes = Changes(image, boxes, lambda numbers, size: torch.zeros(len(numbers), 3, *size))
+    twin = replicate(net, device="meta")
+    shapes, values = surveyed(twin, changes, "meta", 4), surveyed(net, changes, "cpu", 4)
+    assert not isinstance(shapes, str)
+    assert not isinstance(values, str)
+    assert torch.equal(shapes.layers.reached, values.layers.reached)
+    assert torch.equal(shapes.layers.sizes, values.layers.sizes)
+    assert torch.equal(shapes.layers.costs, values.layers.costs)
+    assert shapes.layers.overhead == values.layers.overhead
+    assert shapes.saving == values.saving >= 1

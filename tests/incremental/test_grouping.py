@@ -59,7 +59,7 @@ class Recorded:
     """Runs what it is given, and remembers how many at a time."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.net, self.sizes = net, []
+        self.model, self.sizes = net, []
 
     def sweep(self, make, count, rows, *, shared, share, sizes):
         assert sum(sizes) == count == len(rows)
@@ -67,12 +67,18 @@ class Recorded:
         scores, start = [], 0
         with torch.no_grad():
             for size in sizes:
-                scores.append(self.net(make(start, start + size)).sum(1))
+                scores.append(self.model(make(start, start + size)).sum(1))
                 start += size
         return torch.cat(scores)
 
     def once(self, key, compute):
         return compute()
+
+    def kept(self, name, of, compute):
+        return compute()
+
+    def batched(self, work, count):
+        return [work(0, count)]
 
 
 def test_every_box_is_run_once_and_gets_its_own_score() -> None:
@@ -97,6 +103,58 @@ def test_every_box_is_run_once_and_gets_its_own_score() -> None:
     assert sum(run.sizes) == len(boxes)
 
 
+def test_boxes_that_change_nothing_are_run_with_the_others() -> None:
+    """And nothing is asked for to put into them."""
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    image = torch.randn(1, 2, 20, 20, generator=torch.Generator().manual_seed(0)).double()
+    boxes = torch.tensor([(0, 0, 3, 9), (4, 8, 4, 8), (20, 20, 20, 20), (8, 12, 0, 4)])
+    asked: list[int] = []
+
+    def nines(numbers: Tensor, size: tuple[int, int]) -> Tensor:
+        asked.extend(numbers.tolist())
+        return torch.full((len(numbers), 2, *size), 9.0).double()
+
+    run = Recorded(net)
+    made = Changes(image, boxes, nines).scores(run, 0)
+    assert sorted(asked) == [1, 3]
+    assert sum(run.sizes) == 4
+    assert float(made[0]) == float(made[2]) == pytest.approx(float(net(image).sum().detach()), rel=1e-12)
+    assert float(made[1]) != float(made[0])
+    run = Recorded(net)
+    nothing = Changes(image, boxes[[0, 2]], nines).scores(run, 0)
+    torch.testing.assert_close(nothing, made[[0, 2]], rtol=1e-12, atol=0)
+    assert sorted(asked) == [1, 3]
+
+
+class Choosing(nn.Module):
+    """Looks at values to choose what to do, so that shapes alone tell nothing; and counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.then = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        maps = self.first(x).relu()
+        if float(maps.detach().mean()) > 0:
+            maps = self.then(maps).relu()
+        return maps.mean((2, 3))
+
+
+def test_where_values_decide_they_are_looked_at() -> None:
+    net = Choosing().double()
+    image = torch.randn(1, 2, 24, 24, generator=torch.Generator().manual_seed(0)).double()
+    run, boxes = Recorded(net), torch.cat([grid(6, 6), torch.zeros(1, 4).long()])
+    changes = Changes(image, boxes, lambda numbers, size: torch.zeros(len(numbers), 2, *size).double())
+    made = changes.scores(run, 0)
+    assert net.passes == len(run.sizes) + 1
+    covered = image.repeat(len(boxes), 1, 1, 1)
+    for number, (top, bottom, left, right) in enumerate(boxes.tolist()):
+        covered[number, :, top:bottom, left:right] = 0
+    torch.testing.assert_close(made, net(covered).sum(1), rtol=0, atol=1e-9)
+
+
 def test_what_saves_too_little_is_not_run() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 3, 1), nn.Flatten()).double()
     run = Recorded(net)
@@ -104,7 +162,7 @@ def test_what_saves_too_little_is_not_run() -> None:
         torch.zeros(1, 2, 9, 9).double(), grid(2, 2), lambda n, size: torch.ones(len(n), 2, *size).double()
     )
     assert changes.scores(run, 0, worth=1.2) is None
-    assert sum(run.sizes) < 4
+    assert run.sizes == []
 
 
 def test_little_changes_at_the_rim_are_dropped_where_that_is_asked_for() -> None:

@@ -61,9 +61,9 @@ def test_any_patches(
     assert torch.equal(made, twin.changed_spans(base.to(number), patch.to(number), places, spans, share))
 
 
-def test_what_changes_nothing_keeps_its_spans() -> None:
+def test_what_changes_nothing_has_empty_spans() -> None:
     base, places = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([[2, 3], [1, 1]])
     patch = torch.stack([base[0, :, 2:6, 3:7], base[0, :, 1:5, 1:5]])
     patch[1, 2, 1, 2] += 1
     spans = torch.tensor([[[2, 6], [3, 6]], [[1, 5], [1, 5]]])
-    assert ops.changed_spans(base, patch, places, spans, 0.1).tolist() == [[[2, 6], [3, 6]], [[2, 3], [3, 4]]]
+    assert ops.changed_spans(base, patch, places, spans, 0.1).tolist() == [[[2, 2], [3, 3]], [[2, 3], [3, 4]]]

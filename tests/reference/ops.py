@@ -88,9 +88,10 @@ def overlay_crop(
 
 def changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor, share: float) -> Tensor:
     """Look at the pixels of each patch one by one."""
-    made = spans.clone()
+    made = torch.empty_like(spans)
     for k in range(len(patch)):
         (top, bottom), (left, right) = spans[k].tolist()
+        made[k] = torch.tensor([[top, top], [left, left]])
         differs = {}
         for y in range(top, bottom):
             for x in range(left, right):

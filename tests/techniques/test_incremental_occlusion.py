@@ -167,6 +167,17 @@ def test_any_target(target: Any) -> None:
     assert float((incremental - dense).abs().max()) <= 1e-9 * float(dense.abs().max())
 
 
+def test_each_call_and_each_image_of_a_batch_has_the_same_bits() -> None:
+    """Which windows go together depends on the image's size alone, not on what was found out before."""
+    net, x = network("resnet18", torch.float32), images(torch.float32, count=2)
+    made = [
+        cnnviz.explain(net, inputs, "occlusion", method="incremental", window=12, stride=16, target=3).values
+        for inputs in (x, x, x[:1], x[1:])
+    ]
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], torch.cat(made[2:]))
+
+
 def test_threads_get_what_each_gets_alone() -> None:
     explainer = cnnviz.Explainer(
         network("resnet18", torch.float32), "occlusion", window=16, stride=8, method="incremental"

@@ -108,6 +108,12 @@ class _Windows:
         """Return how much each window takes from the score, (..., windows), of the scores of `every`."""
         return scores[..., -1:].double() - scores[..., :-1].double()
 
+    def wanted(self, scores: Tensor) -> Tensor:
+        """Return the numbers of those of `every` to run next, from the scores of all, NaN where one was not run."""
+        windows = self.filled(self.drops(scores))[1]
+        # The image among so many as later ones: what is run alone may be rounded otherwise.
+        return torch.cat([windows.new_tensor([len(self.boxes)]), windows]) if scores[-1].isnan() else windows
+
     def filled(self, drops: Tensor) -> tuple[Tensor, Tensor]:
         """Return drops, (windows,), NaN where one was not run, without gaps as (rows, columns); and which to run next.
 
@@ -166,12 +172,9 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
     scores = torch.full((count, len(every)), torch.nan, dtype=torch.double, device=request.inputs.device)
     done = 0
     while True:
-        drops = windows.drops(scores)
-        wanted = [windows.filled(one)[1] for one in drops]
+        wanted = [windows.wanted(one) for one in scores]
         if not any(map(len, wanted)):
-            return drops
-        if not done:  # among so many as later ones: what is run alone may be rounded otherwise
-            wanted = [torch.cat([numbers.new_full((1,), len(every) - 1), numbers]) for numbers in wanted]
+            return windows.drops(scores)
         numbers = torch.cat(wanted)
         owner = torch.arange(count, device="cpu").repeat_interleave(
             torch.tensor([len(one) for one in wanted], device="cpu")
@@ -205,7 +208,7 @@ def _incremental(request: Request, windows: _Windows, cover: Cover, options: Occ
     ]
 
     try:
-        # What the network makes of an image is kept, and a few passes go by before it is known what is saved.
+        # What the network makes of an image is kept, and looked at for every window.
         if method == "auto" and (len(windows.boxes) < _FEW or not request.fits(one)):
             return None
         room, found = request.room(one), []
@@ -217,7 +220,7 @@ def _incremental(request: Request, windows: _Windows, cover: Cover, options: Occ
                 share=(i / count, (i + 1) / count),
                 worth=_WORTH_IT if method == "auto" and i == 0 else 0.0,
                 least=min(_AT_MOST, _LEAST * (options.tolerance or 0.0)),
-                wanted=None if windows.all_of_them else lambda scores: windows.filled(windows.drops(scores))[1],
+                wanted=None if windows.all_of_them else windows.wanted,
             )
             if scores is None:
                 return None
