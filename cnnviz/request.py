@@ -355,11 +355,14 @@ class Request:
             compute: makes it, of nothing that differs between inputs of one shape.
             example: one of the inputs, (1, C, H, W), where they are not of the samples' shape.
         """
-        found = self._survey(example).found
-        key, made = found.get(name, (_NOTHING, None))
+        survey = self._survey(example)
+        key, made = survey.found.get(name, (_NOTHING, None))
         if key != of:
-            made = compute()
-            found[name] = of, made
+            device, seed = (self.inputs if example is None else example).device, self.generator.initial_seed()
+            # Or the numbers that follow would be others than in calls that know it already.
+            with own_randomness(device, seed) if survey.draws else nullcontext():
+                made = compute()
+            survey.found[name] = of, made
         return cast("Made", made)
 
     def sweep(

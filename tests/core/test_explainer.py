@@ -743,6 +743,28 @@ def test_stochastic_model_draws_from_the_seed(stochastic: nn.Module, x: Tensor) 
     assert not torch.equal(explainer(x, 1, seed=2).values, first.values)
 
 
+class Dimmed(Net):
+    """Draws one number for all inputs, which even a pass without values does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * torch.rand(()))
+
+
+@pytest.mark.parametrize("kind", [Stochastic, Dimmed])
+@pytest.mark.parametrize(
+    ("technique", "options"),
+    {"saliency": {}, "rise": {"masks": 20}, "score-cam": {}, "occlusion": {"window": 4, "stride": 2}}.items(),
+)
+def test_stochastic_model_gives_the_same_in_every_call(
+    kind: type[nn.Module], x: Tensor, technique: str, options: dict[str, Any]
+) -> None:
+    """Also where the first call tried something out on the model that later ones know."""
+    net = kind().eval()
+    first, *others = (explain(net, x.float(), technique, target=1, **options) for _ in range(3))
+    for other in others:
+        assert torch.equal(other.values, first.values)
+
+
 def test_stochastic_model_leaves_the_generator_after_an_exception(stochastic: nn.Module, x: Tensor) -> None:
     before = torch.get_rng_state()
     with pytest.raises(TargetError):
