@@ -153,7 +153,7 @@ class Changes:
             together: so many patches at once, where they have values.
         """
         try:
-            return surveyed(replicate(request.model, device="meta"), self, "meta", together)
+            return surveyed(replicate(request.model, device="meta"), self, "meta", len(self.boxes))
         except Exception:  # noqa: BLE001  # whatever it is, it may be otherwise with values
             device = self.image.device
             made: _Survey | str
