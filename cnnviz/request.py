@@ -25,6 +25,7 @@ from .models import (
     named_tensors,
     own_randomness,
     relu_rule,
+    replicate,
 )
 from .models.receptive_field import tensors_in
 from .models.relu_rules import Rule
@@ -54,7 +55,6 @@ def unwatched(done: int, total: int) -> None:
 Made = TypeVar("Made")
 
 _LAYOUT, _FOLDED = "either layout", "folded"
-_NOTHING = object()
 _PARTS = 10_000  # of progress through sweeps
 
 
@@ -264,9 +264,29 @@ class Request:
             InputError: a sample's score is not finite.
         """
         self.scored = True
-        output = self._run(self.inputs.clone())
+        output = self.forward(self.inputs.clone())
         self._reduced(output, torch.arange(len(self.inputs), device="cpu"), unmodified=True)
         return output
+
+    @property
+    def ends(self) -> str | None:
+        """The layer in which the target lies, behind which nothing is run; None where it looks at the output."""
+        return self._target.layer if isinstance(self._target, (Selector, Several)) else None
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the model on inputs as far as the target asks, and return its output, or what the target's layer returns.
+
+        Of inputs on the meta device shapes come out: a replica without data runs on them.
+        """
+        model = self.model
+        if x.is_meta:
+            known, model = self._survey(), replicate(model, device="meta")
+            know_calls(model, known.counts if known.fixed else {})
+        if self.ends is None:
+            return _plain(model(x), x)
+        with capture(model, self.ends, stop=True) as seen:
+            model(x)
+        return _plain(seen.output, x)
 
     def gradient(
         self,
@@ -343,26 +363,27 @@ class Request:
         """Return ``compute()``, run once for all targets and layers of this batch; for what does not depend on them."""
         return self._shared.once(("once", key), compute)
 
-    def kept(self, name: str, of: Hashable, compute: Callable[[], Made], example: Tensor | None = None) -> Made:
+    def kept(self, name: Hashable, of: Hashable, compute: Callable[[], Made], example: Tensor | None = None) -> Made:
         """Return ``compute()``, or what it made when it was last asked for under this name, of inputs of this shape.
 
         All calls on a model share that, as long as the model stays as it is; where values decide what a network does,
         the batches of one call.
 
         Args:
-            name: what is asked for.
-            of: what else it depends on; of another it is made anew, and only the newest is kept.
+            name: what is asked for; a plugin begins it with its own name, or puts that first in a tuple.
+            of: what else it depends on; of another it is made anew, and only the newest is kept. So it is of another
+                seed, where the network draws random numbers.
             compute: makes it, of nothing that differs between inputs of one shape.
             example: one of the inputs, (1, C, H, W), where they are not of the samples' shape.
         """
-        survey = self._survey(example)
-        key, made = survey.found.get(name, (_NOTHING, None))
-        if key != of:
-            device, seed = (self.inputs if example is None else example).device, self.generator.initial_seed()
+        survey, device = self._survey(example), (self.inputs if example is None else example).device
+        seed = self.generator.initial_seed() if survey.draws else None
+        known, made = survey.found.get(name, (None, None))
+        if known != (of, seed):
             # Or the numbers that follow would be others than in calls that know it already.
-            with own_randomness(device, seed) if survey.draws else nullcontext():
+            with nullcontext() if seed is None else own_randomness(device, seed):
                 made = compute()
-            survey.found[name] = of, made
+            survey.found[name] = (of, seed), made
         return cast("Made", made)
 
     def sweep(
@@ -585,7 +606,7 @@ class Request:
             index = torch.as_tensor(rows, dtype=torch.long, device="cpu")
             if index.shape != (len(x),):
                 raise InputError(f"score() got {len(x)} inputs and rows of shape {tuple(index.shape)}")
-        scores = self._reduced(self._run(x), index, unmodified=unmodified, probability=probability)
+        scores = self._reduced(self.forward(x), index, unmodified=unmodified, probability=probability)
         if x.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             raise TargetError(
                 "the score does not depend on the input in a way that gradients can follow; look for detach(), "
@@ -614,10 +635,10 @@ class Request:
             return False
         try:
             with self._folding:
-                folded = self._run(x.clone())
+                folded = self.forward(x.clone())
         except Exception:  # noqa: BLE001  # whatever it is, the model is run as it is
             return False
-        return self._folding.folded > 0 and _same_but_for_rounding(self._run(x.clone()), folded)
+        return self._folding.folded > 0 and _same_but_for_rounding(self.forward(x.clone()), folded)
 
     def _tried(self, name: str, x: Tensor, trial: Callable[[Tensor], bool]) -> bool:
         """Return what a trial on such an input, (1, C, H, W), found when the model was first asked for it."""
@@ -626,7 +647,7 @@ class Request:
             with torch.no_grad():
                 return trial(x)
 
-        return self.kept(name, None, tried, x.detach() if self._inputs is None else None)
+        return self.kept(("tried", name), None, tried, x.detach() if self._inputs is None else None)
 
     def _survey(self, example: Tensor | None = None) -> Survey:
         """Return what a forward pass of such an input does; of the samples where none is given."""
@@ -645,9 +666,9 @@ class Request:
 
     def _indifferent(self, x: Tensor) -> bool:
         """Whether the model returns the same for an input, (1, C, H, W), in either layout; `view` may fail in one."""
-        plain = self._run(x.clone(memory_format=torch.contiguous_format))
+        plain = self.forward(x.clone(memory_format=torch.contiguous_format))
         try:
-            other = self._run(x.clone(memory_format=torch.channels_last))
+            other = self.forward(x.clone(memory_format=torch.channels_last))
         except RuntimeError:
             return False
         return _same_but_for_rounding(plain, other)
@@ -668,13 +689,6 @@ class Request:
         if unmodified:
             self._shared.base = _finite(scores.detach())
         return scores
-
-    def _run(self, x: Tensor) -> Any:
-        if not isinstance(self._target, (Selector, Several)):
-            return _plain(self.model(x), x)
-        with capture(self.model, self._target.layer, stop=True) as seen:
-            self.model(x)
-        return _plain(seen.output, x)
 
     def _classes(self, output: Any) -> Tensor | None:
         """Return the explained classes of each sample, (N, K), from its output where they are not known."""

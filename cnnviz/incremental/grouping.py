@@ -20,12 +20,14 @@ class Layers:
     """What the layers of a network do for some boxes.
 
     Attributes:
-        costs: (layers,), of one pixel.
+        products: (layers,), that make one pixel.
+        costs: (layers,), of one pixel, in the time that a product takes.
         overhead: of a batch, whatever its size.
         sizes: (layers, 2), height and width of their maps.
         reached: (boxes, layers, 2), how many rows and columns of these each box reaches.
     """
 
+    products: Tensor
     costs: Tensor
     overhead: float
     sizes: Tensor
@@ -42,7 +44,10 @@ class Layers:
         """
         known = visits[0][: min(map(len, visits))]  # a network may do otherwise where patches lie elsewhere
         sizes = torch.tensor([visit.size for visit in known], dtype=torch.long, device="cpu").reshape(-1, 2)
-        costs = torch.tensor([visit.cost for visit in known], dtype=torch.float64, device="cpu")
+        products, costs = (
+            torch.tensor(numbers, dtype=torch.float64, device="cpu")
+            for numbers in ([visit.products for visit in known], [visit.cost for visit in known])
+        )
         reached = torch.empty(sum(counts), len(known), 2, dtype=torch.long, device="cpu")
         start = 0
         for batch, count in zip(visits, counts, strict=True):
@@ -50,7 +55,17 @@ class Layers:
                 spans = batch[layer].spans
                 reached[start : start + count, layer] = (spans[:, :, 1] - spans[:, :, 0]).clamp(min=1)
             start += count
-        return cls(costs, _CALLED * len(known) + _READ * weights, sizes, reached)
+        return cls(products, costs, _CALLED * len(known) + _READ * weights, sizes, reached)
+
+    def saving(self, box: int, whole: float) -> float:
+        """Return how many times as many products a whole image takes as what one of the boxes reaches.
+
+        Args:
+            box: which of them.
+            whole: products of whole maps that each takes beside.
+        """
+        all_of, reached = (float(self.products @ sides.double().prod(1)) for sides in (self.sizes, self.reached[box]))
+        return (all_of + whole) / max(1.0, reached + whole)
 
 
 def batches(numbers: Tensor, kinds: Tensor, together: int) -> list[Tensor]:

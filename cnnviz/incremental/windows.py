@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import OptionError
-from ..models import replicate
 from .geometry import boxed
 from .grouping import Layers, grouped
 from .patched import Base, Patched, Unfollowed, Visit, cropped
@@ -26,8 +24,11 @@ class Sweeps(Protocol):
     """What scores inputs: a `cnnviz.Request`."""
 
     @property
-    def model(self) -> nn.Module:
-        """See `cnnviz.Request.model`."""
+    def ends(self) -> str | None:
+        """See `cnnviz.Request.ends`."""
+
+    def forward(self, x: Tensor) -> Any:
+        """See `cnnviz.Request.forward`."""
 
     def sweep(
         self,
@@ -44,10 +45,10 @@ class Sweeps(Protocol):
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """See `cnnviz.Request.once`."""
 
-    def kept(self, name: str, of: Hashable, compute: Callable[[], Any]) -> Any:
+    def kept(self, name: Hashable, of: Hashable, compute: Callable[[], Any]) -> Any:
         """See `cnnviz.Request.kept`."""
 
-    def batched(self, work: Callable[[int, int], Any], count: int) -> list[Any]:
+    def batched(self, work: Callable[[int, int], Any], count: int, *, at_most: int) -> list[Any]:
         """See `cnnviz.Request.batched`."""
 
 
@@ -103,8 +104,15 @@ class Changes:
         if not 0 <= least <= 1:
             raise OptionError(f"least: got {least}, expected a share of the largest change, 0 to 1")
         together = min(at_most, _TOGETHER)
-        of = (tuple(self.image.shape), self.image.dtype, str(self.image.device), self.boxes.numpy().tobytes(), together)
-        survey = request.kept("changes", of, lambda: self._survey(request, together))
+        kind = tuple(self.image.shape), self.image.dtype, str(self.image.device)
+        of = (*kind, self.boxes.numpy().tobytes(), together, request.ends)
+
+        def known(name: str, compute: Callable[[], Any]) -> Any:
+            """All targets of the call have the same, whatever other boxes are looked at meanwhile."""
+            key = ("incremental", name)
+            return request.once((*key, sample, of), lambda: request.kept(key, of, compute))
+
+        survey = known("survey", lambda: self._survey(request, together))
         if isinstance(survey, str):
             raise Unfollowed(survey)
         if survey.saving < worth:
@@ -113,7 +121,7 @@ class Changes:
         every = torch.arange(len(self.boxes), device="cpu")
         with _refused_by(run.base):
             if wanted is None:
-                run(request.kept("batches", of, lambda: survey.grouped(self, every, together)), shared=True)
+                run(known("batches", lambda: survey.grouped(self, every, together)), shared=True)
                 return run.scores()
             while len(more := run.missing(wanted(run.scores()))):
                 run(survey.grouped(self, more, together), shared=False)  # another target may want others
@@ -149,16 +157,14 @@ class Changes:
         Shapes alone tell that, unless the network looks at values.
 
         Args:
-            request: knows the network.
+            request: runs the network.
             together: so many patches at once, where they have values.
         """
-        try:
-            return surveyed(replicate(request.model, device="meta"), self, "meta", len(self.boxes))
-        except Exception:  # noqa: BLE001  # whatever it is, it may be otherwise with values
-            device = self.image.device
-            made: _Survey | str
-            (made,) = request.batched(lambda _, __: surveyed(request.model, self, device, together), 1)
-            return made
+        with suppress(Exception):  # whatever it is, it may be otherwise with values
+            made = surveyed(request.forward, self, "meta", lambda work, count: [work(0, count)])
+            if not isinstance(made, str):
+                return made
+        return surveyed(request.forward, self, self.image.device, partial(request.batched, at_most=together))
 
     def of_all_spans(self) -> list[int]:
         """Return numbers of boxes that have all spans of rows and of columns among them."""
@@ -192,39 +198,44 @@ class _Survey:
         return grouped(changes.placed, numbers, self.seen, self.layers, together)
 
 
-def surveyed(model: nn.Module, changes: Changes, device: torch.device | str, together: int) -> _Survey | str:
-    """Return what layers do for boxes that have all spans among them, by a pass of patches that change nothing.
+def surveyed(
+    forward: Callable[[Tensor], Any],
+    changes: Changes,
+    device: torch.device | str,
+    batched: Callable[[Callable[[int, int], Any], int], list[Any]],
+) -> _Survey | str:
+    """Return what layers do for boxes that have all spans among them, by patches that change nothing.
 
     Args:
-        model: the network, on that device.
+        forward: the network, on that device.
         changes: the image and its boxes.
         device: where to run; "meta" for shapes alone.
-        together: so many patches at once.
+        batched: returns what a function makes of ranges that cover so many.
+
+    Returns:
+        It, or why patches cannot be taken through.
     """
     image = changes.image.to(device)
     base, counted = Base(like=changes.image), Operations()
     seen = torch.tensor(changes.of_all_spans(), dtype=torch.long, device="cpu")
-    visits: list[list[Visit]] = []
     base.watch = counted
+
+    def passed(start: int, stop: int) -> tuple[int, list[Visit]]:
+        spans = changes.placed[seen[start:stop]].reshape(-1, 2, 2)
+        corners, size = boxed(spans, (image.shape[2], image.shape[3]))
+        base.begin()
+        forward(Patched(image, cropped(image, corners, size), corners, base, spans=spans))
+        return stop - start, base.visits
+
     try:
         with torch.no_grad(), WholeMaps(counted), _refused_by(base):
-            for numbers in torch.split(seen, together):
-                spans = changes.placed[numbers].reshape(-1, 2, 2)
-                corners, size = boxed(spans, (image.shape[2], image.shape[3]))
-                base.begin()
-                model(Patched(image, cropped(image, corners, size), corners, base, spans=spans))
-                visits.append(base.visits)
+            made = batched(passed, len(seen))
     except Unfollowed as why:
         return str(why)
-    middle = len(seen) // 2
-    done = all_of = counted.count / len(seen)
-    for visit in visits[middle // together]:
-        sides = (visit.spans[middle % together, :, 1] - visit.spans[middle % together, :, 0]).clamp(min=0)
-        done += visit.products * int(sides.prod())
-        all_of += visit.products * math.prod(visit.size)
-    weights = counted.weights // len(visits) + sum(visit.products for visit in visits[0])
-    counts = [len(part) for part in torch.split(seen, together)]
-    return _Survey(Layers.of(visits, counts, weights), seen, all_of / max(1.0, done))
+    counts, visits = [count for count, _ in made], [noted for _, noted in made]
+    weights = counted.weights // len(made) + sum(visit.products for visit in visits[0])
+    layers = Layers.of(visits, counts, weights)
+    return _Survey(layers, seen, layers.saving(len(seen) // 2, counted.count / len(seen)))
 
 
 class _Run:

@@ -68,7 +68,7 @@ class Survey:
     weights: int
     draws: bool
     fixed: bool
-    found: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
+    found: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:

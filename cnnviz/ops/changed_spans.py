@@ -16,7 +16,7 @@ def changed_spans(base: Tensor, patch: Tensor, patch_yx: Tensor, spans: Tensor, 
     """Return the smallest spans that hold all that differs from the base by a share of what differs most, or by more.
 
     (1, C, H, W), (K, C, h, w), (K, 2), (K, 2, 2) -> (K, 2, 2). A pixel differs by what the channel does that differs
-    most; what is no number differs most of all. Spans in which nothing differs stay as they are, as empty ones do.
+    most; what is no number differs most of all. Where nothing differs, spans are empty, and begin where they did.
 
     Args:
         base: (1, C, H, W); float32, float64, float16 or bfloat16.

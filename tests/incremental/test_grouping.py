@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import cnnviz
 from cnnviz import OptionError
 from cnnviz.incremental import Changes, Operations
 from cnnviz.incremental.geometry import boxed, spans_of
 from cnnviz.incremental.grouping import Layers, grouped
 from cnnviz.incremental.patched import Visit
+from cnnviz.models import replicate
 
 
 def layers(reached: list[list[int]], side: int, cost: int = 10**6) -> Layers:
@@ -59,7 +61,7 @@ class Recorded:
     """Runs what it is given, and remembers how many at a time."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.model, self.sizes = net, []
+        self.net, self.sizes, self.ends = net, [], None
 
     def sweep(self, make, count, rows, *, shared, share, sizes):
         assert sum(sizes) == count == len(rows)
@@ -67,7 +69,7 @@ class Recorded:
         scores, start = [], 0
         with torch.no_grad():
             for size in sizes:
-                scores.append(self.model(make(start, start + size)).sum(1))
+                scores.append(self.net(make(start, start + size)).sum(1))
                 start += size
         return torch.cat(scores)
 
@@ -77,7 +79,11 @@ class Recorded:
     def kept(self, name, of, compute):
         return compute()
 
-    def batched(self, work, count):
+    def forward(self, x):
+        return (replicate(self.net, device="meta") if x.is_meta else self.net)(x)
+
+    def batched(self, work, count, *, at_most):
+        assert count <= at_most
         return [work(0, count)]
 
 
@@ -140,6 +146,33 @@ class Choosing(nn.Module):
         if float(maps.detach().mean()) > 0:
             maps = self.then(maps).relu()
         return maps.mean((2, 3))
+
+
+def test_boxes_of_two_kinds_of_one_image() -> None:
+    """A technique may look at an image with large boxes and with small ones, for several targets."""
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, 2), nn.Flatten()).double().eval()
+    x = torch.randn(2, 2, 18, 18, generator=torch.Generator().manual_seed(0)).double()
+    large, small = (torch.tensor([(0, side, c, c + side) for c in range(0, 16, side)]) for side in (8, 2))
+
+    def drops(request: cnnviz.Request, options: object) -> Tensor:
+        def zeros(numbers: Tensor, size: tuple[int, int]) -> Tensor:
+            return request.inputs.new_zeros(len(numbers), 2, *size)
+
+        found = [
+            torch.cat([Changes(image[None], boxes, zeros).scores(request, i) for boxes in (large, small, large)])
+            for i, image in enumerate(request.inputs)
+        ]
+        return torch.stack(found)[:, None, None]
+
+    targets = [3, 70]
+    made = cnnviz.explain(net, x, cnnviz.Technique("drops", drops), target=[targets, targets]).values
+    boxes = torch.cat([large, small, large]).tolist()
+    for row, values in enumerate(made[:, 0, 0]):
+        for (top, bottom, left, right), value in zip(boxes, values, strict=True):
+            covered = x[row // 2].clone()
+            covered[:, top:bottom, left:right] = 0
+            score = net(covered[None])[0, targets[row % 2]].detach()
+            torch.testing.assert_close(value, score, rtol=0, atol=1e-9)
 
 
 def test_where_values_decide_they_are_looked_at() -> None:

@@ -212,6 +212,14 @@ def test_what_cannot_be_followed_is_said_or_done_the_dense_way() -> None:
     assert torch.equal(auto.values, dense.values)
 
 
+def test_what_comes_behind_the_target_is_not_asked() -> None:
+    """It may be what patches cannot be taken through, or all that would make them not worth it."""
+    net, x = Forgetful().double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    for target in (cnnviz.channel("conv", 0), [cnnviz.channel("conv", 1)]):
+        made, dense = both(net, x, target=target, window=8)
+        assert float((made - dense).abs().max()) <= 1e-9 * float(dense.abs().max())
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many patches go through a network at a time, from now on."""
     from cnnviz.incremental import Changes
@@ -231,7 +239,12 @@ def test_auto_takes_what_computes_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(seen) > 64, "patches of a network that sees little at a time"
     seen.clear()
     cnnviz.explain(network("vgg16", torch.float32), x, "occlusion", window=116, stride=4, target=3)
-    assert sum(seen) <= 32, "windows that are nearly the image are counted once, and not followed"
+    assert not seen, "windows that are nearly the image are not followed"
+    x = images(torch.float32, count=1, size=(64, 64))
+    for target, followed in ((3, False), (cnnviz.channel("features.1", 3), True), (3, False)):
+        cnnviz.explain(network("efficientnet_b0", torch.float32), x, "occlusion", window=8, target=target)
+        assert bool(seen) == followed, "what comes behind the target does not count"
+        seen.clear()
     seen.clear()
     cnnviz.explain(network("vgg16", torch.float32), x, "occlusion", window=16, stride=16, target=3, memory="8MiB")
     assert not seen, "what the network makes of the image would not fit the budget"
