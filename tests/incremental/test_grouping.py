@@ -132,22 +132,6 @@ def test_boxes_that_change_nothing_are_run_with_the_others() -> None:
     assert sorted(asked) == [1, 3]
 
 
-class Choosing(nn.Module):
-    """Looks at values to choose what to do, so that shapes alone tell nothing; and counts its passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.then = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.passes = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
-        maps = self.first(x).relu()
-        if float(maps.detach().mean()) > 0:
-            maps = self.then(maps).relu()
-        return maps.mean((2, 3))
-
-
 def test_boxes_of_two_kinds_of_one_image() -> None:
     """A technique may look at an image with large boxes and with small ones, for several targets."""
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, 2), nn.Flatten()).double().eval()
@@ -173,6 +157,22 @@ def test_boxes_of_two_kinds_of_one_image() -> None:
             covered[:, top:bottom, left:right] = 0
             score = net(covered[None])[0, targets[row % 2]].detach()
             torch.testing.assert_close(value, score, rtol=0, atol=1e-9)
+
+
+class Choosing(nn.Module):
+    """Looks at values to choose what to do, so that shapes alone tell nothing; and counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.then = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        maps = self.first(x).relu()
+        if float(maps.detach().mean()) > 0:
+            maps = self.then(maps).relu()
+        return maps.mean((2, 3))
 
 
 def test_where_values_decide_they_are_looked_at() -> None:

@@ -245,7 +245,6 @@ def test_auto_takes_what_computes_less(monkeypatch: pytest.MonkeyPatch) -> None:
         cnnviz.explain(network("efficientnet_b0", torch.float32), x, "occlusion", window=8, target=target)
         assert bool(seen) == followed, "what comes behind the target does not count"
         seen.clear()
-    seen.clear()
     cnnviz.explain(network("vgg16", torch.float32), x, "occlusion", window=16, stride=16, target=3, memory="8MiB")
     assert not seen, "what the network makes of the image would not fit the budget"
 
