@@ -184,25 +184,38 @@ struct Sums {
 
   int64_t panels() const { return (made + kPanel - 1) / kPanel; }
 
+  // How many channels a panel has.
+  int64_t channels(int64_t panel) const { return std::min(kPanel, made - panel * kPanel); }
+
   // Write a panel's channels of pixels [first, last), which see `x`, of which there is a whole number of tiles.
   void convolve(AddPanel add, const float* const* x, int64_t first, int64_t last, const std::vector<Run>& runs,
                 const float* weights, int64_t panel, float* sums) const {
-    const int64_t channel = panel * kPanel, some = std::min(kPanel, made - channel), count = last - first;
-    for (int64_t p = 0; p < count; ++p) copy(sums + p * kPanel, bias + channel, some);
-    add(x, (count + kTiles - 1) / kTiles * kTiles, runs, weights, some, sums);
-    for (int64_t p = 0; p < count; ++p, sums += kPanel) {
-      const int64_t at = (first + p) * made + channel;
-      if (added) {
-        const float* more = added[first + p] + channel;
-        write(some, to + at, [&](int64_t c) { return sums[c] + more[c]; });
-      } else write(some, to + at, [&](int64_t c) { return sums[c]; });
+    const int64_t count = (last - first + kTiles - 1) / kTiles * kTiles;
+    std::memset(sums, 0, count * kPanel * sizeof(float));
+    add(x, count, runs, weights, channels(panel), sums);
+    write(*this, first, last, panel, sums);
+  }
+
+  // Write a panel's channels of pixels [first, last), of which the sums of products are these.
+  CNNVIZ_CLONES static void write(const Sums& job, int64_t first, int64_t last, int64_t panel, const float* sums) {
+    const int64_t channel = panel * kPanel, some = job.channels(panel);
+    const float* bias = job.bias + channel;
+    const float low = job.low, high = job.high;
+    for (int64_t p = first; p < last; ++p, sums += kPanel) {
+      float* __restrict row = job.to + p * job.made + channel;
+      if (job.added) {
+        const float* more = job.added[p] + channel;
+        for (int64_t c = 0; c < some; ++c) row[c] = within(sums[c] + bias[c] + more[c], low, high);
+      } else {
+        for (int64_t c = 0; c < some; ++c) row[c] = within(sums[c] + bias[c], low, high);
+      }
     }
   }
 
  private:
-  template <class F>
-  void write(int64_t some, float* row, const F& sum) const {
-    for (int64_t c = 0; c < some; ++c) row[c] = sum(c) < low ? low : sum(c) > high ? high : sum(c);
+  // What is no number stays so.
+  [[gnu::always_inline]] static inline float within(float value, float low, float high) {
+    return value < low ? low : value > high ? high : value;
   }
 };
 
