@@ -57,7 +57,7 @@ void convolve(const Convolution& job, const float* weights) {
     std::vector<float> sums(at_once * kPanel);
     std::vector<const float*> x(at_once);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = i / parts, first = i % parts * at_once, last = std::min(pixels, first + at_once);
+      const int64_t panel = i % panels, first = i / panels * at_once, last = std::min(pixels, first + at_once);
       for (int64_t p = 0; p < at_once; ++p) x[p] = job.seen(std::min(first + p, last - 1));
       job.sums.convolve(add, x.data(), first, last, runs, weights + panel * kPanel * depth, panel, sums.data());
     }
