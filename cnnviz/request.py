@@ -376,12 +376,12 @@ class Request:
             compute: makes it, of nothing that differs between inputs of one shape.
             example: one of the inputs, (1, C, H, W), where they are not of the samples' shape.
         """
-        survey, device = self._survey(example), (self.inputs if example is None else example).device
+        survey = self._survey(example)
         seed = self.generator.initial_seed() if survey.draws else None
         known, made = survey.found.get(name, (None, None))
         if known != (of, seed):
             # Or the numbers that follow would be others than in calls that know it already.
-            with nullcontext() if seed is None else own_randomness(device, seed):
+            with nullcontext() if seed is None else own_randomness(self._device_of(example), seed):
                 made = compute()
             survey.found[name] = (of, seed), made
         return cast("Made", made)
@@ -468,7 +468,7 @@ class Request:
             sizes: how many there are in each batch, whatever the budget allows.
         """
         known = self._survey(example)
-        device = (self.inputs if example is None else example).device
+        device = self._device_of(example)
         size = min(batch_size(known, self.memory, device, backward=backward), at_most or count)
         if sizes is not None:
             stops = list(itertools.accumulate(sizes))
@@ -653,6 +653,9 @@ class Request:
         """Return what a forward pass of such an input does; of the samples where none is given."""
         assert self._surveyed is not None
         return self._surveyed(example)
+
+    def _device_of(self, example: Tensor | None) -> torch.device:
+        return (self.inputs if example is None else example).device
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Return made inputs, (N, C, H, W), as convolutions on a CPU take them fastest, where the model allows that.

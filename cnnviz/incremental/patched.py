@@ -61,7 +61,7 @@ class Base:
         channels_last: whether the network's own maps would lie so in memory.
         least: changes at the rim of a patch that are below this share of its largest go no further; 0 keeps all.
         refused: why patches cannot be taken through, once that is known.
-        visits: what layers did for the patches of this pass.
+        visits: what layers did for the patches of this pass; None where nobody asks.
         watch: is entered where a function sees whole maps.
     """
 
@@ -80,12 +80,11 @@ class Base:
         self._first: int | None = None
         self.refused = ""
         self.least = 0.0
-        self.visits: list[Visit] = []
+        self.visits: list[Visit] | None = None
         self.watch: AbstractContextManager[Any] = nullcontext()
 
     def begin(self) -> None:
         """Begin another pass."""
-        self.visits = []
         if self._first is None and self._known:
             self._first = len(self._known)
 
@@ -101,8 +100,9 @@ class Base:
 
     def visit(self, spans: Tensor, size: Pair, weights: Tensor, cost: int) -> None:
         """Note that a layer with such weights computes these spans of a result of such a size."""
-        moved = _MOVED * (weights.shape[0] + weights.shape[1])
-        self.visits.append(Visit(spans, size, weights.numel(), cost + moved))
+        if self.visits is not None:
+            moved = _MOVED * (weights.shape[0] + weights.shape[1])
+            self.visits.append(Visit(spans, size, weights.numel(), cost + moved))
 
     def refusal(self, why: str) -> Unfollowed:
         """Return what to raise; the reason is kept, should something on the way turn it into another error."""

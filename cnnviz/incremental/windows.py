@@ -103,6 +103,8 @@ class Changes:
         """
         if not 0 <= least <= 1:
             raise OptionError(f"least: got {least}, expected a share of the largest change, 0 to 1")
+        if not len(self.boxes):
+            return self.image.new_empty(0)
         together = min(at_most, _TOGETHER)
         kind = tuple(self.image.shape), self.image.dtype, str(self.image.device)
         of = (*kind, self.boxes.numpy().tobytes(), together, request.ends)
@@ -224,8 +226,9 @@ def surveyed(
         spans = changes.placed[seen[start:stop]].reshape(-1, 2, 2)
         corners, size = boxed(spans, (image.shape[2], image.shape[3]))
         base.begin()
+        base.visits = visits = []
         forward(Patched(image, cropped(image, corners, size), corners, base, spans=spans))
-        return stop - start, base.visits
+        return stop - start, visits
 
     try:
         with torch.no_grad(), WholeMaps(counted), _refused_by(base):

@@ -166,3 +166,17 @@ def test_what_was_found_out_of_something_else_is_found_out_again(net: Counted, x
         return request.inputs[:, :1]
 
     assert cnnviz.explain(net, x, cnnviz.Technique("asks", asks)).values.shape == (2, 1, 12, 12)
+
+
+def test_without_samples_it_is_found_out_of_the_inputs_that_the_model_takes(net: Counted) -> None:
+    found: list[Any] = []
+
+    def asks(request: cnnviz.Request, options: Any) -> Tensor:
+        found.append(request.kept("here", None, object))
+        return torch.zeros(1, 1, 2, 2)
+
+    technique = cnnviz.Technique("asks", asks, inputs="none")
+    model = cnnviz.Model(net, input_size=(12, 12))
+    for _ in range(2):
+        cnnviz.explain(model, None, technique)
+    assert found[0] is found[1]
