@@ -49,8 +49,7 @@ void convolve(const Convolution& job, const float* weights) {
   const std::vector<Run> runs = job.runs(kChain);
   const int64_t depth = job.kernel[0] * job.kernel[1] * job.channels, panels = job.sums.panels();
   const int64_t pixels = job.pixels();
-  int64_t at_once = kPixels;
-  while (at_once > kTiles && panels * ((pixels + at_once - 1) / at_once) < 8) at_once /= 2;
+  const int64_t at_once = block_of(pixels, kPixels, panels);
   const int64_t parts = (pixels + at_once - 1) / at_once;
   const AddPanel add = add_panel_here();
   parallel_rows(panels * parts, kGrainBytes, [&](int64_t begin, int64_t end) {

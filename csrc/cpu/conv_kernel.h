@@ -1,6 +1,7 @@
 // A tile of a convolution's sums: some pixels times some vectors of channels, which stay in registers.
 #pragma once
 
+#include <limits>
 #include <optional>
 
 #include "memory.h"
@@ -15,6 +16,18 @@ constexpr int64_t kChain = 96;  // products that are summed up one after the oth
 
 constexpr int64_t kTiles = 24;   // a number of pixels that every tile divides
 constexpr int64_t kEach = 4;     // pixels at once where each channel has weights of its own
+
+// How many of so many pixels make a block, at most `most`: as many as let no thread wait long for the others, which get whole
+// blocks, each of them `panels` times.
+inline int64_t block_of(int64_t pixels, int64_t most, int64_t panels) {
+  const int64_t threads = torch::stable::get_num_threads(), tiles = (pixels + kTiles - 1) / kTiles;
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t size = std::max<int64_t>(1, most / kTiles); size > 0; --size) {
+    const int64_t blocks = (tiles + size - 1) / size * panels, longest = (blocks + threads - 1) / threads * size;
+    if (longest < least - least / 32) best = size, least = longest;
+  }
+  return best * kTiles;
+}
 
 // Numbers that lie side by side in memory, from an offset on: a part of what a pixel sees.
 struct Run {

@@ -175,8 +175,7 @@ Tensor conv_cat(const std::vector<Tensor>& bases, const std::vector<Tensor>& pat
                   static_cast<float>(made_high)};
   std::vector<Run> runs;
   for (int64_t k = 0; k < channels; k += kChain) runs.push_back({k, std::min(kChain, channels - k)});
-  int64_t block = std::clamp(kGathered / std::max<int64_t>(1, channels) / kTiles * kTiles, kTiles, kBlock);
-  while (block > kTiles && (pixels + block - 1) / block < 8) block = std::max(kTiles, block / 2 / kTiles * kTiles);
+  const int64_t block = block_of(pixels, std::min(kBlock, kGathered / std::max<int64_t>(1, channels)), 1);
   const AddPanel add = add_panel_here();
   parallel_rows((pixels + block - 1) / block, kGrainBytes, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> seen(new float[block * channels]), room(new float[block * kPanel]);

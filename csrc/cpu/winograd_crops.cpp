@@ -187,8 +187,7 @@ void convolve(const Winograd& job) {
   std::vector<Run> runs;
   const int64_t tiles = job.tiles(), channels = job.maps.channels;
   for (int64_t k = 0; k < channels; k += kChain) runs.push_back({k, std::min(kChain, channels - k)});
-  int64_t room = kBlock;
-  while (room > kTiles && (tiles + room - 1) / room < 8) room /= 2;
+  const int64_t room = block_of(tiles, kBlock, 1);
   const int64_t blocks = (tiles + room - 1) / room;
   const AddPanel add = add_panel_here();
   const ConvolveTiles run = has_avx512() ? convolve_tiles_avx512 : convolve_tiles_avx2;
