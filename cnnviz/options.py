@@ -169,6 +169,8 @@ def _images(value: Any) -> Any:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(item, str) and not item.strip() for item in items):
+        raise PydanticCustomError("image", "got an empty name among {count} pictures", {"count": len(items)})
     try:
         return tuple(
             image

@@ -41,6 +41,7 @@ from .targets import (
     class_scores,
     describe,
     part,
+    stable,
     words,
 )
 
@@ -233,6 +234,11 @@ class Request:
             case _:
                 return self._target
 
+    @property
+    def aimed(self) -> bool:
+        """Whether a target was named, be it `cnnviz.top`; without one it is each sample's top class."""
+        return self._target is not None
+
     def score(
         self,
         inputs: Tensor | None = None,
@@ -321,10 +327,13 @@ class Request:
                 x = (self.inputs if make is None else make(i)).detach().requires_grad_()
                 with nullcontext() if rule is None else relu_rule(rule):
                     scores = self._all_scores(x, None)
-                found = [slope * weight if weight != 1 else slope for (slope,) in _slopes(scores, [x])]
+                found = [slope for (slope,) in _slopes(scores, [x])]
+                if len(weights) > 1:  # what is added up in half precision stops growing
+                    found = [slope.to(torch.promote_types(slope.dtype, torch.float32)) for slope in found]
+                found = [slope * weight if weight != 1 else slope for slope in found]
                 total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
                 self.progress(i + 1, len(weights))
-            return total
+            return [slope.to(self.inputs.dtype) for slope in total]
 
         return self._shared.once(("gradient", self._gradients), all_targets)[self._column]
 
@@ -550,12 +559,16 @@ class Request:
         return words(one[:, self._column] if isinstance(one, Tensor) else one, labels)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the call is of, as plain values by which long work that was interrupted knows itself again."""
+        """Return what the call is of, as plain values by which long work that was interrupted knows itself again.
+
+        Raises:
+            TargetError: the target is a callable without a name of its own, which could be any other.
+        """
         tensors = [] if self._model is None else [tensor for _, tensor in named_tensors(self._model)]
         return {
             "model": fingerprint(*tensors),
             "inputs": None if self._everything is None else fingerprint(self._everything),
-            "target": words(self._target, None),
+            "target": stable(self._target),
             "layers": list(self.layers),
             "seed": self.generator.initial_seed(),
         }
@@ -647,7 +660,7 @@ class Request:
             with torch.no_grad():
                 return trial(x)
 
-        return self.kept(("tried", name), None, tried, x.detach() if self._inputs is None else None)
+        return self.kept(("tried", name, self.ends), None, tried, x.detach() if self._inputs is None else None)
 
     def _survey(self, example: Tensor | None = None) -> Survey:
         """Return what a forward pass of such an input does; of the samples where none is given."""
@@ -680,15 +693,21 @@ class Request:
         """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""
         match self._target:
             case Several():
+                if isinstance(output, Tensor) and output.dim() and len(output) != len(index):
+                    raise TargetError(_rows_told(self.ends, len(output), len(index)))
                 scores = self._target.score(output, index)[:, None]
             case _ if isinstance(self._target, Selector):
                 scores = self._target.score(output)[:, None]
             case None | Tensor() | Top():
+                if isinstance(output, Tensor) and output.dim() == 2 and len(output) != len(index):
+                    raise TargetError(_rows_told(None, len(output), len(index)))
                 classes = self._classes(output if unmodified else None)
                 assert classes is not None
                 scores = class_scores(output, classes[index], probability=probability)
             case _:
                 scores = called(self._target, output, len(index))[:, None]
+        if len(scores) != len(index):
+            raise TargetError(_rows_told(self.ends, len(scores), len(index)))
         if unmodified:
             self._shared.base = _finite(scores.detach())
         return scores
@@ -707,6 +726,14 @@ class Request:
                     output = self.model(self.inputs.clone())
             self._shared.classes = _top(output, 1 if self._target is None else self._target.k)
         return self._shared.classes
+
+
+def _rows_told(layer: str | None, rows: int, count: int) -> str:
+    what = "the model" if layer is None else f"layer '{layer}'"
+    return (
+        f"{what} returns {rows} rows for {count} inputs, expected one for each, so that scores are told apart; name "
+        "another layer, or give a callable that reduces the output to one number for each input"
+    )
 
 
 def _slopes(scores: Tensor, places: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -140,7 +141,11 @@ def neuron(layer: str, c: int, y: int, x: int) -> Neuron:
 
 def direction(layer: str, vector: Sequence[float] | Tensor) -> Direction:
     """Select a direction in the space of a layer's channels: the mean over space of the product with `vector`, (C,)."""
-    made = torch.as_tensor(vector, dtype=torch.float64, device="cpu").detach().clone()
+    try:
+        held = vector if isinstance(vector, Tensor) else numpy.array(vector, dtype=numpy.float64)
+        made = torch.as_tensor(held, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError) as error:
+        raise TargetError(f"direction: got {describe(vector)}, expected one number for each channel") from error
     if made.dim() != 1 or not bool(torch.isfinite(made).all()):
         raise TargetError(f"direction: got {tuple(made.shape)}, expected one finite number for each channel")
     return Direction(layer, made)
@@ -235,7 +240,13 @@ def _several(parts: Sequence[Any]) -> Several:
 def _class_index(target: Any, labels: Sequence[str] | None) -> int:
     if isinstance(target, str):
         return _label_index(target, labels)
-    return _whole(target)
+    index = _whole(target)
+    if abs(index) > _MOST:
+        raise TargetError(f"class {index} is out of range: no model has so many")
+    return index
+
+
+_MOST = 2**62  # what a tensor holds
 
 
 def _whole(value: Any) -> int:
@@ -353,6 +364,23 @@ def part(target: Resolved, start: int, stop: int) -> Resolved:
             return Several(target.parts[start:stop])
         case _:
             return target
+
+
+def stable(target: Resolved) -> str:
+    """Return a target in words by which a later run knows it again.
+
+    Raises:
+        TargetError: it is a callable that has no name of its own.
+    """
+    if not callable(target):
+        return words(target, None)
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '<object>')}"
+    if "<" in name:
+        raise TargetError(
+            f"target: got {words(target, None)}; a later run cannot tell it from others, as a checkpoint needs it; "
+            "give a class, a channel or a function of a module"
+        )
+    return f"callable {name}"
 
 
 def words(target: Resolved, labels: Sequence[str] | None) -> str:

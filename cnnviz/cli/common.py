@@ -73,7 +73,7 @@ def parse_target(text: str | None) -> int | str | Channel | Neuron | Top | None:
     """Read ``--target``: ``281``, ``tabby``, ``top:3``, ``channel:layer4:7``, ``neuron:layer4:7:3:3``."""
     if text is None:
         return None
-    if text.lstrip("-").isdigit():
+    if text.removeprefix("-").isdecimal():
         return int(text)
     kind, *parts = text.split(":")
     wanted = {"top": "top:K", "channel": "channel:LAYER:C[:mean|max]", "neuron": "neuron:LAYER:C:Y:X"}.get(kind)

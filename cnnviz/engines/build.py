@@ -14,7 +14,7 @@ from ..data import Dataset, open_dataset
 from ..errors import CnnvizError, InputError, LayerError, OptionError
 from ..index import Index, Job, Recipe, begin, read_manifest
 from ..memory import batch_size, parse_memory, ran_out
-from ..models import Model, Survey, find_module, load_model, survey
+from ..models import Model, Survey, find_module, load_model, survey, telling
 from ..request import Progress, unwatched
 from .local import run_local
 
@@ -82,7 +82,9 @@ def build_index(
     if engine not in ("local", "ray"):
         raise OptionError(f"engine: got {engine!r}, expected 'local' or 'ray'")
     dataset = images if isinstance(images, Dataset) else open_dataset(images)
-    known = survey(loaded.module, loaded.example())
+    example = loaded.example()
+    with telling(loaded.name, example, hint="; give a preprocessing that crops to the size that it takes"):
+        known = survey(loaded.module, example)
     if add:
         if layer is not None:
             raise OptionError("layer: images are added with the layers that the index has; leave it out")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import targets
 from ..errors import InputError, LayerError, ModelError, PluginError, TargetError
-from ..explanation import Explanation, Gallery, Provenance
+from ..explanation import Explanation, Gallery, Projection, Provenance
 from ..memory import parse_memory
 from ..models import Lender, Model, differs_in_training, find_module, fingerprint
 from ..options import check_seed, make_options
@@ -143,6 +143,8 @@ class Explainer:
             result = replace(result, sources=sources)
         if pictures is not None and call.columns > 1:
             pictures = pictures.repeat_interleave(call.columns, 0)
+        if isinstance(result, Projection) and pictures is not None and len(pictures) != len(result.points):
+            pictures = None  # most points are of an index, and are shown as dots
         return replace(result, provenance=provenance, pictures=pictures if result.pictures is None else result.pictures)
 
     @contextmanager

@@ -17,7 +17,7 @@ from .. import targets
 from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
-from ..models import Lender, Model, Survey, know_calls, own_randomness, telling
+from ..models import Lender, Model, Survey, find_module, know_calls, module_names, own_randomness, telling
 from ..options import Options
 from ..request import Progress, Request, Shared, unwatched
 from ..technique import Technique
@@ -145,7 +145,11 @@ class Call:
             return tuple(names)
         known = self.survey
         if names:
-            return tuple(known.resolve(name) for name in names)
+            full = tuple(known.resolve(name) for name in names)
+            twice = [name for name in full if full.count(name) > 1]
+            if twice:
+                raise LayerError(f"layer '{twice[0]}' is named more than once; name each once")
+            return full
         if known.cam_layer is None:
             raise LayerError(
                 f"technique '{self.technique.name}': no layer of this model returns a map (N, C, h, w) larger than "
@@ -155,9 +159,9 @@ class Call:
 
     def _first_convolution(self) -> str:
         assert self.lender is not None
-        for name, module in self.lender.module.named_modules():
-            if isinstance(module, nn.Conv2d):
-                return str(name)
+        for name in module_names(self.lender.module):
+            if isinstance(find_module(self.lender.module, name), nn.Conv2d):
+                return name
         raise LayerError(f"technique '{self.technique.name}': this model has no nn.Conv2d; name a layer with layer=…")
 
     def _part(self, replica: nn.Module | None, start: int, stop: int) -> Explanation:
@@ -331,6 +335,7 @@ def _side_by_side(galleries: list[Gallery]) -> Gallery:
         values=_woven(galleries, "values"),
         history=_woven(galleries, "history"),
         captions=_woven_captions(galleries),
+        frame_rate=galleries[0].frame_rate,
     )
 
 
@@ -374,6 +379,7 @@ def _merged(parts: list[Explanation], technique: str) -> Explanation:
             values=_joined(part.values for part in galleries),
             history=_joined(part.history for part in galleries),
             captions=captions,
+            frame_rate=galleries[0].frame_rate,
         )
     raise PluginError(
         f"technique '{technique}' is declared inputs='each' but returns {type(parts[0]).__name__}, which cannot be put "

@@ -226,7 +226,8 @@ def surveyed(
         spans = changes.placed[seen[start:stop]].reshape(-1, 2, 2)
         corners, size = boxed(spans, (image.shape[2], image.shape[3]))
         base.begin()
-        base.visits = visits = []
+        visits: list[Visit] = []
+        base.visits = visits
         forward(Patched(image, cropped(image, corners, size), corners, base, spans=spans))
         return stop - start, visits
 

@@ -166,9 +166,10 @@ class Observer:
         for layer, values in zip(self.recipe.layers, maps, strict=True):
             wrong = (~torch.isfinite(values.flatten(1))).any(1).nonzero()
             if len(wrong):
+                number = pictures[int(wrong[0])][0].number
                 raise InputError(
-                    f"layer '{layer}' returns values that are not finite for image {first + int(wrong[0])} of the data "
-                    "set; look at it and at the model's weights, or use a wider floating type"
+                    f"layer '{layer}' returns values that are not finite for image {number} of the data set; look at "
+                    "it and at the model's weights, or use a wider floating type"
                 )
         made = {"thumbnails": thumbnails(shown, self.recipe.thumbnail)}
         if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1:

@@ -271,8 +271,10 @@ def _groups(items: list[tuple[str, Any]], model: Model, record: _Record) -> Iter
 
 
 def _wanted(target: targets.Target, count: int, model: Model) -> Any:
-    """Return a class index for each input, or what all have in common."""
+    """Return a class index or a selector for each input, or what all have in common."""
     resolved = targets.resolve(target, count, model.labels)
     if targets.columns(resolved) > 1:
         raise TargetError(f"target: got {targets.columns(resolved)} for each input; evaluate them one by one")
+    if isinstance(resolved, targets.Several):
+        return list(resolved.parts)
     return resolved[:, 0].tolist() if isinstance(resolved, Tensor) else resolved

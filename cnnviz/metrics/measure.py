@@ -66,7 +66,8 @@ def measure(
         torch.Size([2, 5])
     """
     judge = Judge(model, metric, memory=memory, **options)
-    explained = torch.as_tensor(explained, device="cpu") if isinstance(explained, numpy.ndarray) else explained
+    if isinstance(explained, numpy.ndarray):
+        explained = torch.as_tensor(numpy.ascontiguousarray(explained), device="cpu")
     explainer = None if isinstance(explained, (Heatmap, Tensor)) else explainer_of(model, explained, memory)
     if explainer is not None:
         explained = heatmap_of(explainer, inputs, target, seed=seed, progress=progress)

@@ -1,6 +1,6 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
-from .capture import Captured, capture, find_module, know_calls
+from .capture import Captured, capture, find_module, know_calls, module_names
 from .folding import Folding, Unfoldable, fold
 from .lender import Lender
 from .model import Model
@@ -33,6 +33,7 @@ __all__ = [
     "known_by",
     "layers",
     "load_model",
+    "module_names",
     "named_tensors",
     "own_randomness",
     "relu_rule",

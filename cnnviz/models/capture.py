@@ -42,13 +42,21 @@ def find_module(model: nn.Module, layer: str) -> nn.Module:
     name = LayerName.parse(layer).module
     found: nn.Module | None = model
     for part in name.split("."):
-        found = None if found is None else found._modules.get(part)
+        if found is not None:  # wrappers on the way need not be named: a replica has none
+            found = found._modules[part] if part in found._modules else unwrap(found)._modules.get(part)
     if found is None:
         kind = type(model).__name__
-        names = (known for known, _ in model.named_modules(remove_duplicate=False))  # a shared one has several
-        known = nearest(name, filter(None, names))
+        known = nearest(name, module_names(model))
         raise LayerError(f"no layer '{name}' in {kind}{known} (cnnviz layers lists them)")
     return found
+
+
+def module_names(model: nn.Module, before: str = "") -> Iterator[str]:
+    """Return all names of modules, of which a shared one has several, without those of wrappers."""
+    for name, child in unwrap(model)._modules.items():
+        if child is not None:
+            yield before + name
+            yield from module_names(child, f"{before}{name}.")
 
 
 class Captured:

@@ -60,7 +60,9 @@ class Model:
 
     @property
     def channels(self) -> int:
-        """Number of input channels, read off the first convolution or linear layer."""
+        """Number of input channels: the preprocessing's, or read off the first convolution or linear layer."""
+        if self.preprocess is not None:
+            return len(self.preprocess.mean)
         for module in self.module.modules():
             if isinstance(module, nn.Conv2d):
                 return module.in_channels

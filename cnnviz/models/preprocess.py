@@ -72,6 +72,7 @@ class Preprocess:
 
     def normalise(self, picture: Tensor) -> Tensor:
         """Return the network's input for a [0, 1] picture of shape (…, 3, H, W)."""
+        self._check()
         if len(self.mean) == 1 and picture.shape[-3] == 3:
             picture = (picture * picture.new_tensor(_LUMA).reshape(3, 1, 1)).sum(-3, keepdim=True)
         return (picture - self._column(self.mean, picture)) / self._column(self.std, picture)
@@ -80,8 +81,16 @@ class Preprocess:
         """Return the [0, 1] pictures (…, 3, H, W) that lead to these network inputs."""
         if inputs.shape[-3] != len(self.mean):
             raise InputError(f"inputs have {inputs.shape[-3]} channels, the preprocessing {len(self.mean)}")
+        self._check()
         picture = inputs * self._column(self.std, inputs) + self._column(self.mean, inputs)
         return picture.clamp(0, 1).expand(*inputs.shape[:-3], 3, *inputs.shape[-2:])
+
+    def _check(self) -> None:
+        if len(self.mean) not in (1, 3):
+            raise InputError(
+                f"pictures have 1 or 3 channels, and the network takes {len(self.mean)}; techniques that take a tensor "
+                "(N, C, H, W) and make no picture work with it"
+            )
 
     @staticmethod
     def _column(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -69,11 +69,15 @@ def _held(value: Any) -> Hashable:
         case bool() | int() | float() | str():  # of a class of its own, such as an enumeration's
             return value
         case dict():
-            return tuple((id(at), id(item)) for at, item in value.items())
+            return tuple((id(at), _item(item)) for at, item in value.items())
         case list() | set():
-            return tuple(map(id, value))
+            return tuple(map(_item, value))
         case _:
             return id(value)
+
+
+def _item(value: Any) -> Hashable:
+    return _written(value) if isinstance(value, Tensor) else id(value)
 
 
 def _written(tensor: Tensor) -> tuple[int, int, int]:

@@ -56,6 +56,7 @@ class Survey:
         draws: whether random numbers are drawn in eval mode.
         fixed: whether shapes alone decide what is called; otherwise values do, so that another input of the same shape
             may be treated differently.
+        aliases: further names of modules that have several, and the one that layers go by.
         found: what was found out about the model since, by name: of what, and what.
     """
 
@@ -68,6 +69,7 @@ class Survey:
     weights: int
     draws: bool
     fixed: bool
+    aliases: dict[str, str] = field(default_factory=dict)
     found: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -84,6 +86,7 @@ class Survey:
         if not self.fixed:  # another input may be treated differently; capturing it will tell
             return layer
         module, _, call = layer.partition("#")
+        module = self.aliases.get(module, module)
         times = self.counts.get(module, 0)
         if times == 0:
             raise LayerError(
@@ -109,7 +112,7 @@ def survey(model: nn.Module, example: Tensor, *, fields: bool = False) -> Survey
         return _observe(twin, (row.to("meta"),), {}, fields=fields)
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         pass  # values are needed: indices, masks, conditions
-    return _observe(replicate(model), (row,), {}, fields=fields)
+    return _observe(replicate(model), (row.clone(),), {}, fields=fields)  # it may begin with an in-place operation
 
 
 def count_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
@@ -181,10 +184,10 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         calls.append(_Call(name, counts[name], module, output, came is not None and came == output._version))
         counts[name] += 1
 
-    for name, module in twin.named_modules():
-        if name:
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(partial(after, name))
+    names = {module: name for name, module in twin.named_modules() if name}
+    for module, name in names.items():
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(partial(after, name))
     weights = _storages([*twin.parameters(), *twin.buffers()])
     memory = _Bytes(set(weights))
     given = tensors_in((args, kwargs))
@@ -215,6 +218,11 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         weights=sum(weights.values()),
         draws=memory.draws,
         fixed=all(tensor.is_meta for tensor in given),
+        aliases={
+            other: names[module]
+            for other, module in twin.named_modules(remove_duplicate=False)
+            if names.get(module, other) != other
+        },
     )
 
 

@@ -47,11 +47,23 @@ def blur(sigma: float) -> Edit:
 
     def edit(x: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG001  # an edit takes both
         kernel = weights.to(x).expand(x.shape[1], 1, -1)
-        mirrored = functional.pad(x, (radius,) * 4, mode="reflect")
+        mirrored = _mirrored(x, radius)
         across = functional.conv2d(mirrored, kernel[:, :, None], groups=x.shape[1])
         return functional.conv2d(across, kernel[..., None], groups=x.shape[1])
 
     return edit
+
+
+def _mirrored(x: Tensor, by: int) -> Tensor:
+    """Return pictures with so many pixels on each side, mirrored at the border, again where there are fewer."""
+    for axis in (2, 3):
+        left = by
+        while left:
+            step = left if x.shape[axis] == 1 else min(left, x.shape[axis] - 1)
+            sides = (0, 0, step, step) if axis == 2 else (step, step, 0, 0)
+            x = functional.pad(x, sides, mode="replicate" if x.shape[axis] == 1 else "reflect")
+            left -= step
+    return x
 
 
 def clip_pixels(percent: float) -> Edit:

@@ -908,3 +908,128 @@ def test_threads_on_a_stochastic_model_draw_from_their_own_seeds(stochastic: nn.
         together = list(pool.map(lambda seed: explainer(x, 1, seed=seed), range(4)))
     assert all(mine.equals(theirs) for mine, theirs in zip(together, alone, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Decides(nn.Module):
+    """Looks at values, and then writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 1:
+            x.div_(255)
+        return self.conv(x).relu().mean((2, 3))
+
+
+def test_a_network_that_looks_at_values_does_not_write_to_the_samples() -> None:
+    net, x = Decides().eval(), torch.rand(2, 3, 8, 8) * 255
+    before = x.clone()
+    made = explain(net, x, "saliency", target=0)
+    cnnviz.layers(net, x)
+    assert torch.equal(x, before)
+    assert close(made.values, explain(net, x / 255, "saliency", target=0).values / 255)
+
+
+class Doubled(nn.Module):
+    """Returns twice as many rows as it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.cat([x, x.flip(3)])).mean((2, 3))
+
+
+class OneByOne(Doubled):
+    """Calls its convolution once for each sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(one[None]).mean((2, 3)) for one in x])
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "told"),
+    [
+        (Doubled, 1, "the model returns 4 rows for 2 inputs"),
+        (Doubled, None, "the model returns 4 rows for 2 inputs"),
+        (Doubled, cnnviz.channel("conv", 0), "layer 'conv' returns 4 rows for 2 inputs"),
+        (Doubled, [cnnviz.channel("conv", 0), cnnviz.channel("conv", 1)], "layer 'conv' returns 4 rows for 2 inputs"),
+        (OneByOne, cnnviz.channel("conv", 0), "layer 'conv' returns 1 rows for 2 inputs"),
+    ],
+)
+@pytest.mark.parametrize("technique", ["saliency", "occlusion"])
+def test_rows_that_are_not_the_samples_are_refused(
+    technique: str, kind: type[nn.Module], target: Any, told: str
+) -> None:
+    options = {"window": 4, "stride": 4} if technique == "occlusion" else {}
+    with pytest.raises(TargetError, match=told):
+        explain(kind().eval(), torch.rand(2, 3, 8, 8), technique, target=target, **options)
+
+
+@pytest.mark.parametrize("held", [list, lambda tensors: dict(enumerate(tensors))])
+def test_tensors_in_a_list_or_a_dictionary_are_noticed_when_they_change(held: Callable[..., Any]) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.scales = nn.Linear(12, 2), held([torch.tensor(1.0)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.flatten(1)) * self.scales[0]
+
+    net, x = Scaled().eval(), torch.rand(1, 3, 2, 2)
+    explainer = Explainer(net, "saliency")
+    before = explainer(x, 0).values
+    net.scales[0].mul_(5)
+    assert close(explainer(x, 0).values, 5 * before)
+
+
+@pytest.mark.parametrize("layer", [["0", "0#0", "2"], ["0", "2", "0"]])
+def test_a_layer_is_named_once(layer: list[str]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(LayerError, match="layer '0' is named more than once"):
+        explain(net.eval(), torch.rand(1, 3, 9, 9), "grad-cam", target=0, layer=layer)
+
+
+def test_layers_inside_an_inner_wrapper_go_by_their_own_names() -> None:
+    class Outer(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part, self.head = part, nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.part(x).mean((2, 3)))
+
+    plain = Outer(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).eval()
+    wrapped, x = Outer(nn.DataParallel(plain.part)).eval(), torch.rand(1, 3, 8, 8)
+    wrapped.head = plain.head
+    assert [layer.name for layer in cnnviz.layers(wrapped, x)] == [layer.name for layer in cnnviz.layers(plain, x)]
+    given = {"technique": "grad-cam", "target": 0, "layer": "part.0"}
+    assert explain(wrapped, x, **given).values.equal(explain(plain, x, **given).values)
+    assert explain(wrapped, None, "filters").images.equal(explain(plain, None, "filters").images)
+    with pytest.raises(LayerError, match=r"no layer 'part\.O' in Outer.*'part\.0'"):
+        explain(wrapped, x, "grad-cam", target=0, layer="part.O")
+
+
+@pytest.mark.parametrize("technique", ["deep-dream", "class-visualization", "feature-inversion"])
+def test_pictures_of_networks_with_other_channels_are_refused(technique: str) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    given = None if technique == "class-visualization" else torch.rand(1, 4, 32, 32)
+    with pytest.raises(InputError, match="pictures have 1 or 3 channels, and the network takes 4"):
+        explain(net, given, technique, **({"target": 0} if given is None else {"layer": "0"}))
+
+
+def test_four_channels_with_a_preprocessing_are_explained() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model, x = cnnviz.load_model(net, preprocess=Preprocess(mean=(0.5,) * 4, std=(0.5,) * 4)), torch.rand(1, 4, 9, 9)
+    made = explain(model, x, "saliency", target=0)
+    assert made.values.equal(explain(net, x, "saliency", target=0).values)
+    assert made.pictures is not None
+    assert made.pictures.shape == (1, 3, 9, 9)
+
+
+def test_a_class_beyond_all_numbers_is_refused(net: nn.Module, x: Tensor) -> None:
+    with pytest.raises(TargetError, match="class 9223372036854775808 is out of range"):
+        explain(net, x, "saliency", target=2**63)

@@ -80,3 +80,13 @@ def test_double_precision_stays_as_it_is(x: Tensor) -> None:
     """No faster kernels are there for it."""
     swept(Watched().double().eval(), x.double(), any_rounding=True)
     assert not any(GIVEN)
+
+
+@pytest.mark.parametrize("kind", [Views, Strides])
+def test_what_holds_of_a_part_of_the_network_is_not_taken_to_hold_of_all(kind: type[Watched], x: Tensor) -> None:
+    net, masks = kind().eval(), {"masks": 8}
+    alone = cnnviz.explain(net, x, "rise", target=0, **masks)
+    again = kind().eval()
+    again.load_state_dict(net.state_dict())
+    cnnviz.explain(again, x, "rise", target=cnnviz.channel("body", 0), **masks)
+    assert cnnviz.explain(again, x, "rise", target=0, **masks).values.equal(alone.values)

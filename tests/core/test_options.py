@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cnnviz import Field, ImageOption, OptionError, Options, Pair, Technique
-from cnnviz.options import RESERVED, expectation, make_options
+from cnnviz.options import RESERVED, ImagesOption, expectation, make_options
 
 
 class Many(Options):
@@ -347,3 +347,12 @@ def test_schema_has_bounds_and_descriptions() -> None:
     assert (schema["power"]["minimum"], schema["power"]["maximum"], schema["power"]["default"]) == (0.5, 4, 2.0)
     assert all(described["description"] for described in schema.values())
     json.dumps(schema)
+
+
+@pytest.mark.parametrize("value", ["a.jpg,", " , a.jpg", ["a.jpg", ""]])
+def test_an_empty_name_is_no_folder(value: Any) -> None:
+    class Pictured(Options):
+        styles: ImagesOption = Field(description="pictures")
+
+    with pytest.raises(OptionError, match="got an empty name among 2 pictures"):
+        make_options("here", Pictured, {"styles": value})

@@ -381,3 +381,14 @@ def test_without_samples_there_are_as_many_as_targets() -> None:
     assert resolve(2, None, None).tolist() == [[2]]  # type: ignore[union-attr]
     with pytest.raises(TargetError):
         resolve([], None, None)
+
+
+@pytest.mark.parametrize("vector", [["a"], [[1.0], [1.0, 2.0]], None])
+def test_a_direction_that_is_no_numbers_is_told(vector: Any) -> None:
+    with pytest.raises(TargetError, match="direction: got"):
+        cnnviz.direction("layer", vector)
+
+
+def test_a_direction_may_be_a_reversed_array() -> None:
+    found = cnnviz.direction("layer", numpy.arange(3.0)[::-1])
+    assert found.vector.tolist() == [2.0, 1.0, 0.0]

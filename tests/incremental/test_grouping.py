@@ -87,6 +87,15 @@ class Recorded:
         return [work(0, count)]
 
 
+def test_no_boxes_have_no_scores() -> None:
+    image, run = torch.zeros(1, 2, 8, 8, dtype=torch.float64), Recorded(nn.Conv2d(2, 3, 3))
+    made = Changes(image, torch.zeros(0, 4, dtype=torch.long), lambda numbers, size: image).scores(run, 0)
+    assert made is not None
+    assert made.shape == (0,)
+    assert made.dtype == torch.float64
+    assert not run.sizes
+
+
 def test_every_box_is_run_once_and_gets_its_own_score() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, 1, 1), nn.Flatten())

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from cnnviz import CnnvizError, InputError, LayerError, Model, OptionError, SaveError
+from cnnviz import CnnvizError, InputError, LayerError, Model, OptionError, Preprocess, SaveError, load_model
 from cnnviz.data import Item, open_dataset, open_image
 from cnnviz.engines import build_index
 from cnnviz.index import Index, exact_quantile, features_of, read_manifest, verify
@@ -327,3 +328,27 @@ def test_bad_searches_are_named(index: Index) -> None:
         index.search(queries, -2)
     with pytest.raises(InputError, match=r"got \(2, 4\), expected \(Q, 5\)"):
         index.search(queries[:, :4], 2)
+
+
+def test_a_network_of_one_size_asks_for_a_crop(images: Path, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 18, 10)).eval()
+    model = load_model(net, preprocess=Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3))
+    with pytest.raises(InputError, match=r"cannot run on inputs of shape \(1, 3, 224, 224\).*preprocessing that crops"):
+        build_index(model, images, tmp_path / "index", layer="1", workers=0)
+
+
+def test_the_image_that_overflows_is_named(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "images", 3)
+    files = sorted(folder.rglob("*.png"), key=lambda file: file.stem)
+    files[0].write_bytes(b"no picture")
+    Image.new("RGB", (20, 18), "white").save(files[2])
+    numbers = [item.id for item in open_dataset(folder).items]
+    model = small_model()
+    first = model.module[0]
+    assert isinstance(first, nn.Conv2d)
+    with torch.no_grad():  # what is white alone overflows
+        first.weight.fill_(1e37)
+        first.bias.zero_()
+    white = next(n for n, item in enumerate(numbers) if files[2].stem in str(item))
+    with pytest.raises(InputError, match=f"not finite for image {white} of the data set"):
+        build_index(model, folder, tmp_path / "index", layer="0", workers=0)

@@ -346,3 +346,20 @@ def test_folder_without_images_is_refused(run: Run, tmp_path: Path) -> None:
     code, _, errors = run("evaluate", str(tmp_path))
     assert code == 2
     assert "has no images" in errors
+
+
+def test_each_input_may_have_a_channel_of_its_own(net: nn.Module) -> None:
+    targets = [cnnviz.channel("conv2", 0), cnnviz.channel("conv2", 1)]
+    made = evaluate(net, some(2), ["saliency"], {"deletion": {"steps": 3}}, target=targets)
+    assert not made.failures
+    expected = [measure(net, some(2)[i : i + 1], "saliency", "deletion", target=targets[i], steps=3) for i in (0, 1)]
+    torch.testing.assert_close(
+        torch.cat([one.values for one in expected]), made.measurements["saliency", "deletion"].values, rtol=0, atol=1e-6
+    )
+
+
+def test_a_reversed_array_is_a_map(net: nn.Module) -> None:
+    heat = some(1).mean(1, keepdim=True).numpy()
+    given = {"metric": "deletion", "target": 0, "steps": 3}
+    mirrored = measure(net, some(1), heat[..., ::-1], **given)
+    assert torch.equal(mirrored.values, measure(net, some(1), heat[..., ::-1].copy(), **given).values)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+import cnnviz
 from cnnviz import InputError, LayerError, Model, ReceptiveField, layers
 from cnnviz.models import survey
 
@@ -594,3 +595,19 @@ def test_field_is_never_too_small(function: Callable[[Any, Tensor], Tensor], par
             top, left = field.start[0] + y * field.stride[0], field.start[1] + column * field.stride[1]
             slope[:, :, max(top, 0) : top + field.size[0], max(left, 0) : left + field.size[1]] = 0
             assert not slope.any()
+
+
+def test_a_second_name_of_a_shared_module_stands_for_the_first() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.alias = self.conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.alias(x).mean((2, 3))
+
+    net, x = Shared().eval(), torch.rand(1, 3, 8, 8)
+    assert survey(net, x).resolve("alias") == "conv"
+    first, second = (cnnviz.explain(net, x, "grad-cam", target=0, layer=name) for name in ("conv", "alias"))
+    assert first.values.equal(second.values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -55,3 +56,11 @@ def test_clipping_removes_the_lowest_pixels(percent: float, seed: int) -> None:
     assert torch.equal(clip_pixels(percent)(x, slope), twin.without_lowest(x, x.norm(dim=1), percent))
     worth = (x * slope).sum(1).abs()
     assert torch.equal(clip_gradients(percent)(x, slope), twin.without_lowest(x, worth, percent))
+
+
+@pytest.mark.parametrize("size", [(5, 40), (1, 9), (2, 2)])
+def test_blur_wider_than_the_picture_goes_on_mirroring(size: tuple[int, int]) -> None:
+    x = drawn((1, 2, *size))
+    padded = numpy.pad(x.numpy(), ((0, 0), (0, 0), (12, 12), (12, 12)), mode="reflect")
+    inner = blur(4.0)(torch.from_numpy(padded), x)[..., 12:-12, 12:-12]
+    torch.testing.assert_close(blur(4.0)(x, x), inner)

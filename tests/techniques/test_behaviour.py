@@ -213,3 +213,14 @@ def test_what_is_gone_is_shown_small_and_not_run(model: Model, tmp_path: Path) -
     for technique in ("top-patches", "activation-overlay"):
         with pytest.raises(InputError, match="cannot be read"):
             cnnviz.explain(model, None, technique, layer=LAYER, index=str(index.folder), top=6)
+
+
+def test_dots_stay_dots_beside_images_that_are_given(
+    model: Model, x: Tensor, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnviz_techniques.behaviour import projection
+
+    monkeypatch.setattr(projection, "_SHOWN", 1)
+    made = cnnviz.explain(model, x[:2], "projection", layer=LAYER, index=str(index.folder))
+    assert made.pictures is None
+    assert made.panels()

@@ -240,3 +240,21 @@ def test_maps_worked_out_by_hand() -> None:
     # Shares: of a 1 / (2 + 3) twice; of b, for its one positive slope, 36 / (72 + 2 · 216).
     weights = 2 / 5, 36 / 504 * 6
     assert heat("grad-cam++") == pytest.approx([weights[0] + 3 * weights[1], 2 * weights[0] - weights[1]])
+
+
+def test_small_slopes_count_in_half_precision() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    ).eval()
+    x = torch.rand(1, 3, 112, 112)
+    precise = cnnviz.explain(net, x, "grad-cam++", target=0, relu=False).values
+    half = cnnviz.explain(net.half(), x.half(), "grad-cam++", target=0, relu=False).values
+    assert float((half.float() - precise).abs().max()) <= 0.02 * float(precise.abs().max())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(144), nn.LayerNorm(144)])
+def test_cam_refuses_what_has_numbers_of_its_own_for_each_place(norm: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), norm, nn.Linear(144, 5)).eval()
+    with pytest.raises(cnnviz.ModelError, match="has no counterpart on a map"):
+        cnnviz.explain(net, torch.rand(1, 3, 8, 8), "cam", target=0)

@@ -159,3 +159,10 @@ def test_grey_networks_make_grey_pictures() -> None:
     result = made(grey, 2)
     assert result.images.shape == (1, 3, 24, 24)
     torch.testing.assert_close(result.images[:, 0], result.images[:, 2])
+
+
+def test_a_checkpoint_needs_a_target_that_is_known_again(net: SmallNet, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(cnnviz.TargetError, match=r"callable .*<lambda>; a later run cannot tell it from others"):
+        made(net, lambda output: output[:, 0], checkpoint=str(path))
+    assert not path.exists()

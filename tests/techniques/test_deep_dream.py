@@ -123,3 +123,25 @@ def test_pieces_follow_the_memory_budget(net: SmallNet) -> None:
 def test_units_must_be_known(net: SmallNet) -> None:
     with pytest.raises(cnnviz.InputError, match="no preprocessing that tells what they show"):
         dream(net, picture(64, 64) * 3 - 1, layer="conv2")
+
+
+def test_the_top_class_may_be_named(net: SmallNet) -> None:
+    x = picture(40, 40)
+    (best,) = net(x).argmax(1).tolist()
+    given = {"octaves": 1, "steps": 2}
+    named, top, free = (
+        cnnviz.explain(net, x, "deep-dream", target=target, **given).images for target in (best, cnnviz.top(1), None)
+    )
+    assert torch.equal(named, top)
+    assert not torch.equal(named, free)
+
+
+def test_an_animation_is_one_whatever_the_budget(net: SmallNet) -> None:
+    x = torch.cat([picture(40, 40)] * 3)
+    made = [dream(net, x, layer="conv2", frames=2, octaves=1, steps=1, memory=memory) for memory in (None, "1MiB")]
+    assert [one.frame_rate for one in made] == [15.0, 15.0]
+
+
+def test_long_pictures_keep_a_pixel() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.ReLU())
+    assert dream(net, picture(12, 2000), layer="0", size=40, steps=1, octaves=1).images.shape[2:] == (1, 40)

@@ -66,3 +66,13 @@ def test_toy_of_captums_documentation() -> None:
     x = torch.tensor([[[[3.0, 1.0]]]], dtype=torch.float64)
     made = cnnviz.explain(Toy(), x, "integrated-gradients", target=0, steps=1000, quadrature="midpoint").values
     torch.testing.assert_close(made, torch.tensor([[[[1.5, -0.5]]]], dtype=torch.float64), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_steps_add_up_in_half_precision(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    nn.init.ones_(net[1].weight)
+    x = torch.ones(1, 1, 2, 2, dtype=dtype)
+    made = cnnviz.explain(net.to(dtype).eval(), x, "integrated-gradients", target=0, steps=1000, quadrature="midpoint")
+    assert made.values.dtype == dtype
+    assert float(made.values.float().sum()) == pytest.approx(4, rel=0.01)

@@ -188,3 +188,15 @@ def test_paths_and_folders_are_styles(net: SmallNet, tmp_path: Path) -> None:
 def test_bad_requests_are_told(net: SmallNet, options: dict[str, Any], error: Any, told: str) -> None:
     with pytest.raises(error, match=told):
         paint(net, picture(1), **{"styles": rough(2), **options})
+
+
+def test_the_pictures_own_colours_are_not_mixed_with_others(net: SmallNet) -> None:
+    x = 0.4 + 0.2 * picture(1)
+    made = paint(net, x, rough(2), colours="luminance", start="noise", steps=1).images
+    inside = ((made > 0.01) & (made < 0.99)).all(1, keepdim=True)
+
+    def chroma(y: Tensor) -> Tensor:
+        return (y[:, :1] - y[:, 1:]).where(inside, 0)
+
+    assert bool(inside.any())
+    torch.testing.assert_close(chroma(made), chroma(x), rtol=0, atol=1e-5)

@@ -17,11 +17,12 @@ def grad_cam_plus_plus(request: Request, options: GradCamOptions) -> Tensor:
     and 19, for the exponential of the score, whose own factor, the same at every place, is left out.
     """
     maps, slope = request.layer_gradient()
-    square = slope.square()
-    below = 2 * square + maps.sum((2, 3), keepdim=True) * slope * square
-    share = torch.where(below == 0, 0, square / torch.where(below == 0, 1, below))
+    precise = torch.promote_types(maps.dtype, torch.float32)  # in half precision small slopes would be lost
+    total, slope = maps.to(precise).sum((2, 3), keepdim=True), slope.to(precise)
+    below = 2 + total * slope  # both sides of equation 19 by the square of the slope
+    share = torch.where(below == 0, 0, 1 / torch.where(below == 0, 1, below))
     weight = (share * slope.relu()).sum((2, 3), keepdim=True)
-    return weighted_sum(maps, weight, options)
+    return weighted_sum(maps, weight.to(maps.dtype), options)
 
 
 @hookimpl

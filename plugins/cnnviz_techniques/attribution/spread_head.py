@@ -128,12 +128,18 @@ def _convolved(came: Spread, result: Tensor, rest: tuple[Any, ...], kwargs: dict
     return replace(came, map=functional.conv2d(came.map, *rest, **kwargs), unbiased=None)
 
 
-def _normalised(came: Spread, result: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Spread:
+def _normalised(came: Spread, result: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Spread | None:
+    if came.flat and came.window != (1, 1):  # each place of the window has numbers of its own
+        return None
     return replace(came, map=functional.batch_norm(came.map, *rest, **kwargs), unbiased=None)
 
 
-def _layer_normalised(came: Spread, result: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Spread:
-    if not came.flat:  # the head has put channels last itself
+def _layer_normalised(came: Spread, result: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Spread | None:
+    if came.window != (1, 1):
+        return None
+    if not came.flat:  # the head has put channels last itself, or it normalises over space
+        if tuple(rest[0] if rest else kwargs["normalized_shape"]) != tuple(came.map.shape[3:]):
+            return None
         return replace(came, map=functional.layer_norm(came.map, *rest, **kwargs))
     last = functional.layer_norm(came.map.movedim(1, -1), *rest, **kwargs)
     return replace(came, map=last.movedim(-1, 1), unbiased=None)

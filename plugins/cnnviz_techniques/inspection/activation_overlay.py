@@ -78,7 +78,7 @@ def _maps(request: Request, inputs: Tensor, share: tuple[float, float] = (0.0, 1
 def _picture(shown: Tensor, maps: Tensor, limit: float) -> Tensor:
     """Lay the images out, (N, 3, h, w), dark where the maps, (N, h, w), are not above the limit."""
     factor = _TILE / max(shown.shape[2:])
-    size = [round(factor * side) for side in shown.shape[2:]]
+    size = [max(1, round(factor * side)) for side in shown.shape[2:]]
     inside = functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False) > limit
     edge = functional.max_pool2d(inside.float(), 3, 1, 1) > inside
     shown = render.resize(shown, size).clamp(0, 1)

@@ -126,7 +126,7 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
     with torch.no_grad():
         style, kept, _ = (float(part) for part in loss.parts(inputs.to(sample.dtype)))
     if options.colours == "luminance":
-        painting = painted_over(painting, picture)
+        painting = painted_over(luminance(painting), picture)
     weights = options.style_weight or 1.0, options.content_weight or 1.0
     caption = f"distance from the style {style / weights[0]:.3g}, from the content {kept / weights[1]:.3g}"
     return painting, torch.cat(told, 1), caption

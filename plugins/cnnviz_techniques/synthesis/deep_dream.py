@@ -44,7 +44,7 @@ def deep_dream(request: Request, options: DeepDreamOptions) -> Gallery:
     """
     x = request.inputs.to(torch.promote_types(request.inputs.dtype, torch.float32))
     if options.size is not None:
-        x = resize(x, [round(side * options.size / max(x.shape[2:])) for side in x.shape[2:]])
+        x = resize(x, [max(1, round(side * options.size / max(x.shape[2:]))) for side in x.shape[2:]])
     height, width = x.shape[2:]
     made: list[Tensor] = []
     told: list[Tensor] = []
@@ -98,7 +98,7 @@ def _dream(request: Request, options: DeepDreamOptions, x: Tensor, frame: int) -
 
 def _excitement(request: Request, options: DeepDreamOptions, example: Tensor) -> Callable[[Tensor, range], Tensor]:
     """Return what is amplified: from pictures (n, C, H, W), and which samples they are, to (n,)."""
-    if request.target is not None:
+    if request.aimed:
         return lambda x, rows: request.score(x, list(rows))
     layers = request.layers or (_usual(request, example),)
     if options.guide is None:

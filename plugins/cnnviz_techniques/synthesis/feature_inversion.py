@@ -37,7 +37,8 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
 
     with torch.no_grad():
         wanted = torch.cat(request.batched(seen, len(x)))
-    size = wanted.square().flatten(1).sum(1)
+    precise = torch.promote_types(wanted.dtype, torch.float32)  # sums of squares are more than half precision holds
+    size = wanted.to(precise).square().flatten(1).sum(1)
 
     def begin(start: int, stop: int) -> Canvas:
         noise = begins.expand(stop - start, -1, -1, -1)
@@ -45,7 +46,7 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
 
     def loss(made: Tensor, start: int, stop: int) -> Tensor:
         (maps,) = features(model, layers, made)
-        return (maps - wanted[start:stop]).square().flatten(1).sum(1) / size[start:stop]
+        return (maps - wanted[start:stop]).to(precise).square().flatten(1).sum(1) / size[start:stop]
 
     inputs, losses = synthesise(
         request,
