@@ -691,23 +691,24 @@ class Request:
 
     def _reduced(self, output: Any, index: Tensor, *, unmodified: bool, probability: bool = False) -> Tensor:
         """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""
+        has_rows = isinstance(output, Tensor) and output.dim() > 1 and not callable(self._target)
+        if has_rows and len(output) != len(index):
+            what = "the model" if self.ends is None else f"layer '{self.ends}'"
+            raise TargetError(
+                f"{what} returns {len(output)} rows for {len(index)} inputs, expected one for each, so that scores are "
+                "told apart; name another layer, or give a callable that reduces the output to one number for each"
+            )
         match self._target:
             case Several():
-                if isinstance(output, Tensor) and output.dim() and len(output) != len(index):
-                    raise TargetError(_rows_told(self.ends, len(output), len(index)))
                 scores = self._target.score(output, index)[:, None]
             case _ if isinstance(self._target, Selector):
                 scores = self._target.score(output)[:, None]
             case None | Tensor() | Top():
-                if isinstance(output, Tensor) and output.dim() == 2 and len(output) != len(index):
-                    raise TargetError(_rows_told(None, len(output), len(index)))
                 classes = self._classes(output if unmodified else None)
                 assert classes is not None
                 scores = class_scores(output, classes[index], probability=probability)
             case _:
                 scores = called(self._target, output, len(index))[:, None]
-        if len(scores) != len(index):
-            raise TargetError(_rows_told(self.ends, len(scores), len(index)))
         if unmodified:
             self._shared.base = _finite(scores.detach())
         return scores
@@ -726,14 +727,6 @@ class Request:
                     output = self.model(self.inputs.clone())
             self._shared.classes = _top(output, 1 if self._target is None else self._target.k)
         return self._shared.classes
-
-
-def _rows_told(layer: str | None, rows: int, count: int) -> str:
-    what = "the model" if layer is None else f"layer '{layer}'"
-    return (
-        f"{what} returns {rows} rows for {count} inputs, expected one for each, so that scores are told apart; name "
-        "another layer, or give a callable that reduces the output to one number for each input"
-    )
 
 
 def _slopes(scores: Tensor, places: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

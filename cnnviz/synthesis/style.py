@@ -81,14 +81,33 @@ class Style:
     mask: Tensor | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, layers: Sequence[str], picture: Tensor, mask: Tensor | None = None) -> Style:
-        """Return the style of a picture, (1, C, H, W), without gradients.
+    def of(
+        cls,
+        model: nn.Module,
+        layers: Sequence[str],
+        picture: Tensor,
+        mask: Tensor | None = None,
+        *,
+        tile: int | None = None,
+    ) -> Style:
+        """Return the style of a picture, without gradients.
+
+        Args:
+            model: the network.
+            layers: whose Gram matrices make it up.
+            picture: (1, C, H, W).
+            mask: where the style is wanted, see above.
+            tile: longest side, in pixels, of the pieces in which the picture is seen; None takes it whole.
 
         Raises:
             InputError: a layer sees nothing in it.
         """
+        seen: list[list[_Mean]] = []
         with torch.no_grad():
-            grams = tuple(gram_matrix(maps) for maps in features(model, layers, picture))
+            for piece in Piece.all((picture.shape[2], picture.shape[3]), tile):
+                maps = [piece.core(found) for found in features(model, layers, piece.cut(picture))]
+                seen.append([_mean(gram_matrix(found), found) for found in maps])
+        grams = tuple(_together(seen)[0])
         for name, gram in zip(layers, grams, strict=True):
             if not bool(gram.any()):
                 raise InputError(f"layer '{name}' is all zero on the style image; name other layers, or another image")

@@ -349,10 +349,17 @@ def test_schema_has_bounds_and_descriptions() -> None:
     json.dumps(schema)
 
 
-@pytest.mark.parametrize("value", ["a.jpg,", " , a.jpg", ["a.jpg", ""]])
-def test_an_empty_name_is_no_folder(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("a.jpg,", "got an empty name among 2 pictures"),
+        (" , a.jpg", "got an empty name among 2 pictures"),
+        (["a.jpg", ""], r"got \['a.jpg', ''\], expected an image"),
+    ],
+)
+def test_an_empty_name_is_no_folder(value: Any, told: str) -> None:
     class Pictured(Options):
         styles: ImagesOption = Field(description="pictures")
 
-    with pytest.raises(OptionError, match="got an empty name among 2 pictures"):
+    with pytest.raises(OptionError, match=told):
         make_options("here", Pictured, {"styles": value})

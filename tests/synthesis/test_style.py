@@ -36,6 +36,12 @@ def test_style_is_the_gram_matrix_of_each_layer() -> None:
         torch.testing.assert_close(gram[0], twin.gram(maps[0]))
 
 
+def test_the_style_of_a_picture_in_pieces_is_that_of_the_whole() -> None:
+    net, x = network(), picture(230, 300)
+    for whole, pieced in zip(Style.of(net, SEEN, x).grams, Style.of(net, SEEN, x, tile=192).grams, strict=True):
+        torch.testing.assert_close(pieced, whole, rtol=1e-9, atol=1e-12)
+
+
 def test_loss_is_its_formula() -> None:
     net, x, content, wanted = network(), picture(12, 16), picture(12, 16, 1), picture(20, 8, 2)
     style = Style.of(net, SEEN, wanted)

@@ -150,7 +150,10 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
     shares = layer_shares(names, options.style_layer_weights)
     masks = [_mask(image, content) for image in options.masks] or [None] * count
     weights = options.style_weights or (1.0,) * count
-    styles = [Style.of(request.model, names, picture, mask) for picture, mask in zip(inputs, masks, strict=True)]
+    styles = [
+        Style.of(request.model, names, picture, mask, tile=fitting(request, picture, options.tile))
+        for picture, mask in zip(inputs, masks, strict=True)
+    ]
     wanted = [
         (options.style_weight * weight / sum(weights), style) for style, weight in zip(styles, weights, strict=True)
     ]

@@ -55,7 +55,7 @@ def texture_gram(request: Request, options: TextureGramOptions) -> Gallery:
     for done, (number, sample, layers, weights) in enumerate(jobs):
         loss = StyleLoss(
             request.model,
-            [(1.0, Style.of(request.model, layers, sample))],
+            [(1.0, Style.of(request.model, layers, sample, tile=fitting(request, sample, options.tile)))],
             list(zip(layers, weights, strict=True)),
             tile=tile,
         )
