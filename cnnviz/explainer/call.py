@@ -17,7 +17,7 @@ from .. import targets
 from ..errors import InputError, LayerError, ModelError, OptionError, PluginError, TargetError
 from ..explanation import Explanation, Gallery, Heatmap
 from ..memory import Batches, batch_size
-from ..models import Lender, Model, Survey, find_module, know_calls, module_names, own_randomness, telling
+from ..models import Lender, Model, Survey, addressable, know_calls, own_randomness, telling
 from ..options import Options
 from ..request import Progress, Request, Shared, unwatched
 from ..technique import Technique
@@ -159,8 +159,8 @@ class Call:
 
     def _first_convolution(self) -> str:
         assert self.lender is not None
-        for name in module_names(self.lender.module):
-            if isinstance(find_module(self.lender.module, name), nn.Conv2d):
+        for name, module in addressable(self.lender.module):
+            if isinstance(module, nn.Conv2d):
                 return name
         raise LayerError(f"technique '{self.technique.name}': this model has no nn.Conv2d; name a layer with layer=…")
 

@@ -102,7 +102,7 @@ _ROUNDING = 1e-3
 
 def _pictures(samples: Tensor, model: Model | None) -> Tensor:
     preprocess = model.preprocess if model is not None else None
-    if preprocess is not None and len(preprocess.mean) == samples.shape[1] and samples.shape[1] in (1, 3):
+    if preprocess is not None and preprocess.shows and len(preprocess.mean) == samples.shape[1]:
         return preprocess.inverse(samples.float()).cpu().contiguous()
     # How the numbers became what they are is not known: each sample is stretched to [0, 1].
     plain = samples.float().cpu()

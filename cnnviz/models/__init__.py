@@ -1,6 +1,6 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
-from .capture import Captured, capture, find_module, know_calls, module_names
+from .capture import Captured, addressable, capture, find_module, know_calls
 from .folding import Folding, Unfoldable, fold
 from .lender import Lender
 from .model import Model
@@ -23,6 +23,7 @@ __all__ = [
     "ReceptiveField",
     "Survey",
     "Unfoldable",
+    "addressable",
     "capture",
     "differs_in_training",
     "digest",
@@ -33,7 +34,6 @@ __all__ = [
     "known_by",
     "layers",
     "load_model",
-    "module_names",
     "named_tensors",
     "own_randomness",
     "relu_rule",

@@ -46,17 +46,17 @@ def find_module(model: nn.Module, layer: str) -> nn.Module:
             found = found._modules[part] if part in found._modules else unwrap(found)._modules.get(part)
     if found is None:
         kind = type(model).__name__
-        known = nearest(name, module_names(model))
+        known = nearest(name, (known for known, _ in addressable(model)))
         raise LayerError(f"no layer '{name}' in {kind}{known} (cnnviz layers lists them)")
     return found
 
 
-def module_names(model: nn.Module, before: str = "") -> Iterator[str]:
-    """Return all names of modules, of which a shared one has several, without those of wrappers."""
+def addressable(model: nn.Module, before: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Return all modules by their names, of which a shared one has several, without wrappers."""
     for name, child in unwrap(model)._modules.items():
         if child is not None:
-            yield before + name
-            yield from module_names(child, f"{before}{name}.")
+            yield before + name, unwrap(child)
+            yield from addressable(child, f"{before}{name}.")
 
 
 class Captured:

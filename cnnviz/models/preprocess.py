@@ -85,8 +85,13 @@ class Preprocess:
         picture = inputs * self._column(self.std, inputs) + self._column(self.mean, inputs)
         return picture.clamp(0, 1).expand(*inputs.shape[:-3], 3, *inputs.shape[-2:])
 
+    @property
+    def shows(self) -> bool:
+        """Whether what the network takes can be shown as a picture."""
+        return len(self.mean) in (1, 3)
+
     def _check(self) -> None:
-        if len(self.mean) not in (1, 3):
+        if not self.shows:
             raise InputError(
                 f"pictures have 1 or 3 channels, and the network takes {len(self.mean)}; techniques that take a tensor "
                 "(N, C, H, W) and make no picture work with it"

@@ -184,9 +184,7 @@ def error(technique: str, name: str, oracle: str) -> float:
         return distance(explained(technique, name), theirs)
     mine = explained(technique, name, large=True, upsample=None if oracle == "torchcam" else "bilinear")
     low, high = mine.flatten(1).aminmax(dim=1)
-    flat = (
-        high - low <= 1e-12 * high.abs()
-    )  # of what is made larger from one place rounding is left, on some processors
+    flat = high - low <= 1e-12 * high.abs()  # what is made larger from one place may differ by rounding
     return math.nan if bool(flat.any()) else distance(peers.unit(mine), theirs)
 
 
