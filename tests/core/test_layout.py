@@ -27,6 +27,14 @@ class Watched(nn.Module):
         return torch.flatten(maps, 1)
 
 
+class Wide(Watched):
+    """Sums over 256 channels of 3 x 3 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 4, 3, padding=1))
+
+
 class Views(Watched):
     """Fails on maps that are channels last."""
 
@@ -80,6 +88,18 @@ def test_double_precision_stays_as_it_is(x: Tensor) -> None:
     """No faster kernels are there for it."""
     swept(Watched().double().eval(), x.double(), any_rounding=True)
     assert not any(GIVEN)
+
+
+def test_wide_kernels_stay_as_they_are(x: Tensor) -> None:
+    """Channels last they would be summed in one go, and err several times as far as PyTorch does with channels first."""
+    swept(Wide().eval(), x, any_rounding=True)
+    assert not any(GIVEN)
+
+
+def test_wide_kernels_may_err_in_half_precision(x: Tensor) -> None:
+    """What is summed in single precision is exact beside what it is stored in."""
+    swept(Wide().eval().bfloat16(), x.bfloat16(), any_rounding=True)
+    assert any(GIVEN)
 
 
 @pytest.mark.parametrize("kind", [Views, Strides])
