@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias, TypeVar, cast
@@ -56,9 +55,8 @@ def unwatched(done: int, total: int) -> None:
 
 Made = TypeVar("Made")
 
-_LAYOUT, _FOLDED = "either layout", "folded"
+_LAYOUT, _OWN = "either layout", "by kernels of our own"
 _PARTS = 10_000  # of progress through sweeps
-_SUMMED = 576  # products; a sum of more is rounded noticeably farther when it is made in one go
 
 
 def within(progress: Progress, share: tuple[float, float]) -> Progress:
@@ -418,10 +416,10 @@ class Request:
             probability: score classes by the softmax of the output; other targets stay as they are.
             shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
-            any_rounding: on a CPU give the model its inputs channels last, and make batch norms part of convolutions,
-                which is up to twice as fast, where it returns the same then but for rounding, and no kernel sums over
-                so many products that it would round farther; of differences of scores both are to be swept so, since
-                rounding shows in them.
+            any_rounding: on a CPU in single precision make convolutions by kernels of our own, and batch norms part of
+                them, which is up to twice as fast and rounds as far, where the model returns the same then but for
+                rounding; of differences of scores both are to be swept so, since rounding shows in them. In half
+                precision give the model its inputs channels last.
             sizes: how many there are in each batch, for inputs that take less memory than whole ones (`Patched`); by
                 default as many as fit the budget.
 
@@ -636,27 +634,27 @@ class Request:
         Raises:
             Unfoldable: it takes another run without that.
         """
-        plain = x.device.type == "cpu" and x.dtype == torch.float32
-        if plain and not self._shared.once("few summed", lambda: _sums_few(self.model)):
+        if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
+            return self._scores(self.laid_out(x), rows, probability=probability)
+        if not self._tried(_OWN, x[:1], self._folds):
             return self._scores(x, rows, probability=probability)
-        x = self.laid_out(x)
-        with self._folding if plain and self._tried(_FOLDED, x[:1], self._folds) else nullcontext():
-            return self._scores(x, rows, probability=probability)
+        with self._folding:
+            return self._scores(x.contiguous(memory_format=torch.channels_last), rows, probability=probability)
 
     @property
     def _folding(self) -> Folding:
         return self._shared.once("folding", lambda: Folding(self.model))
 
     def _folds(self, x: Tensor) -> bool:
-        """Whether batch norms join convolutions, and the model returns the same for an input, (1, C, H, W)."""
-        if not any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+        """Whether folding helps, and the model returns the same then for an input, (1, C, H, W)."""
+        if not self._folding.helps:
             return False
         try:
             with self._folding:
-                folded = self.forward(x.clone())
+                folded = self.forward(x.clone(memory_format=torch.channels_last))
         except Exception:  # noqa: BLE001  # whatever it is, the model is run as it is
             return False
-        return self._folding.folded > 0 and _same_but_for_rounding(self.forward(x.clone()), folded)
+        return _same_but_for_rounding(self.forward(x.clone(memory_format=torch.contiguous_format)), folded)
 
     def _tried(self, name: str, x: Tensor, trial: Callable[[Tensor], bool]) -> bool:
         """Return what a trial on such an input, (1, C, H, W), found when the model was first asked for it."""
@@ -767,20 +765,6 @@ def _same_but_for_rounding(a: Any, b: Any) -> bool:
     pairs = list(zip(tensors_in(a), tensors_in(b), strict=True))
     slack = [1e-2 * float(one.abs().max()) if one.is_floating_point() and one.numel() else 0.0 for one, _ in pairs]
     return all(torch.allclose(one, two, rtol=0, atol=atol) for (one, two), atol in zip(pairs, slack, strict=True))
-
-
-def _sums_few(model: nn.Module) -> bool:
-    """Whether there are kernels of several pixels, and none sums over many products.
-
-    Where channels lie first, PyTorch on a processor with AVX-512 sums 16 of them at a time. Where they lie last it sums
-    all in one go, and errs with the root of their number: 4 times as far with 512 channels of 3 x 3 pixels.
-    """
-    sums = [
-        module.in_channels // module.groups * math.prod(module.kernel_size)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d) and math.prod(module.kernel_size) > 1
-    ]
-    return max(sums, default=math.inf) <= _SUMMED
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

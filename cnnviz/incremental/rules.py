@@ -11,26 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models import fold
+from ..models.convolution import TILE, Pack, by_tiles, convolved, has_kernel, padded
 from ..models.receptive_field import pair
-from ..ops import (
-    Joined,
-    Overlaid,
-    changed_spans,
-    conv_cat,
-    conv_crops,
-    conv_crops_is_native,
-    overlay_cat,
-    packed_kernel,
-    winograd_crops,
-    winograd_kernel,
-)
+from ..ops import Joined, Overlaid, changed_spans, conv_cat, overlay_cat, packed_kernel
 from .geometry import Pair, Window, united
 from .patched import INPLACE_ARGUMENT, RULES, Base, Later, Like, Patched, cropped, laid_over
 
 Rule = Callable[..., Any]
-
-_MANY = 32  # channels from which on Winograd's algorithm pays
-_TILE = 21  # products in the time that it takes for a tile of four pixels, in place of 36
 
 _NONE = (-math.inf, math.inf)
 _ONE = Window((1, 1), (1, 1), (0, 0))
@@ -91,8 +78,7 @@ class _Convolution(NamedTuple):
     @property
     def tiled(self) -> bool:
         """Whether Winograd's algorithm makes it with fewer products."""
-        plain = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
-        return self.native and plain and self.weight.shape[2:] == (3, 3) and min(self.weight.shape[:2]) >= _MANY
+        return self.native and by_tiles(self.weight.shape, self.stride, self.dilation, self.groups)
 
     @property
     def looks(self) -> bool:
@@ -103,13 +89,13 @@ class _Convolution(NamedTuple):
     def cost(self) -> int:
         """How many products a pixel of the result takes."""
         products = self.weight.numel()
-        return products * _TILE // 36 if self.tiled else products
+        return products * TILE // 36 if self.tiled else products
 
     def run(self) -> Tensor:
         assert self.x is not None
         if isinstance(self.x, _Concatenation):
             low, high = self.limits
-            return conv_cat(self.x.joined, self._packed(), self._bias(), low=low, high=high, added=self.added)
+            return conv_cat(self.x.joined, *self._kernel(packed_kernel), low=low, high=high, added=self.added)
         return self._of(self.x, self.padding if self.whole else (0, 0), self.added)
 
     def of_base(self) -> Tensor:
@@ -125,25 +111,27 @@ class _Convolution(NamedTuple):
             assert isinstance(x, Tensor)
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
-        bias = self._bias()
         if any(padding):
             assert isinstance(x, Tensor)
-            x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        (low, high), weights = self.limits, self.source.weights
-        rows, columns = x.shape[2] - 2, x.shape[3] - 2
-        if self.tiled and -(-rows // 2) * -(-columns // 2) * _TILE < 9 * rows * columns:
-            kernel = weights.result(("winograd", self.weight), lambda: winograd_kernel(self.weight))
-            return winograd_crops(x, kernel, bias, low=low, high=high, added=added)
-        steps = {"stride": self.stride, "dilation": self.dilation}
-        return conv_crops(x, self._packed(), bias, **steps, low=low, high=high, added=added)
+            x = padded(x, padding)
+        low, high = self.limits
+        return convolved(
+            x,
+            self.weight.shape,
+            self._kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            low=low,
+            high=high,
+            added=added,
+        )
 
-    def _packed(self) -> Tensor:
-        call = ("packed", self.weight, self.groups)
-        made: Tensor = self.source.weights.result(call, lambda: packed_kernel(self.weight, self.groups))
-        return made
-
-    def _bias(self) -> Tensor:
-        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+    def _kernel(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return the weight as a kernel takes it, and the bias."""
+        call = (pack, self.weight, self.groups)
+        packed: Tensor = self.source.weights.result(call, lambda: pack(self.weight, self.groups))
+        return packed, self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -222,9 +210,8 @@ class _Concatenation(NamedTuple):
 
 def _native(source: Base, base: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether a convolution of such maps is run by the kernel for many small ones."""
-    each = groups == weight.shape[0] == base.shape[1]
     plain = base.dtype == weight.dtype == torch.float32 and _on_cpu(source, base)
-    return plain and (groups == 1 or each) and conv_crops_is_native()
+    return plain and has_kernel(weight.shape, groups)
 
 
 def _on_cpu(source: Base, base: Tensor) -> bool:

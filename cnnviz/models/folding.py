@@ -1,8 +1,10 @@
-"""Batch norms made a part of the convolutions before them, while a network runs as it is."""
+"""Convolutions of a network by kernels of our own, and batch norms made a part of them, while it runs as it is."""
 
 from __future__ import annotations
 
 import functools
+import math
+from contextlib import nullcontext
 from typing import Any, Final, Self
 
 import torch
@@ -11,7 +13,11 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from ..ops._layout import memory_format
+from .convolution import Pack, by_tiles, convolved, has_kernel, padded
 from .state import known_by
+
+_FEW: Final = 256  # products; PyTorch sums them in one go as fast as our kernels do, and errs as far as in any layout
+_SUMMED: Final = 576  # a sum of more is rounded noticeably farther when it is made in one go
 
 
 class Unfoldable(Exception):  # noqa: N818  # no error of anybody's
@@ -21,19 +27,26 @@ class Unfoldable(Exception):  # noqa: N818  # no error of anybody's
 class Folding:
     """Within it, a module's convolutions wait for what comes next: a batch norm in eval mode joins its convolution.
 
-    Whatever else comes next gets what the convolution alone makes, so that all is as without it but for rounding. It
-    sets `forward` on the module's instances of `nn.Conv2d`, so that it is for a replica that nobody else runs
-    meanwhile; a mode of torch would do without, and cost 20 µs for each function that is called. Kernels are kept for
-    the next passes.
+    Whatever else comes next gets what the convolution alone makes, so that all is as without it but for rounding. Where
+    maps are channels last, wide convolutions are run by kernels of our own. It sets `forward` on the module's instances
+    of `nn.Conv2d`, so that it is for a replica that nobody else runs meanwhile; a mode of torch would do without, and
+    cost 20 µs for each function that is called. Kernels are kept for the next passes.
 
     Attributes:
         folded: how many batch norms became part of a convolution.
+        helps: whether a CPU is faster within it, on maps in single precision that are channels last, and rounds no
+            farther. PyTorch sums over all products in one go in that layout, and errs with the root of their number,
+            where with channels first and AVX-512 it sums over 16 of these at a time: with 512 channels of 3 x 3 pixels
+            4 times as far. So wide kernels of several pixels must all be our own.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.folded = 0
-        self._waiting = [one for one in module.modules() if isinstance(one, nn.Conv2d) and _is_plain(one)]
-        self._kernels: dict[nn.Conv2d, tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
+        every = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
+        self._waiting = [one for one in every if _is_plain(one)]
+        self._own = {one for one in self._waiting if _is_for_us(one)}
+        self.helps = bool(self._waiting) and all(one in self._own or _rounds_well(one) for one in every)
+        self._kernels: dict[tuple[nn.Conv2d, Pack], tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
 
     def __enter__(self) -> Self:
         for convolution in self._waiting:
@@ -48,22 +61,78 @@ class Folding:
         made = None if torch.is_grad_enabled() else _waiting(self, convolution, input)
         return type(convolution).forward(convolution, input) if made is None else made
 
-    def kernel(
-        self, convolution: nn.Conv2d, parts: tuple[Any, ...], eps: float, layout: torch.memory_format
-    ) -> tuple[Tensor, Tensor]:
-        """Return weight and bias of a convolution and the batch norm behind it; see `fold`.
+    def convolved(self, convolution: nn.Conv2d, call: tuple[Any, ...], norm: tuple[Any, ...] = ()) -> Tensor:
+        """Return what a convolution makes, and the batch norm behind it where there is one.
 
-        The weight lies in memory as what is convolved, or torch would lay it out anew each time. The last one of each
-        convolution is kept, since weights may be computed anew in every pass.
+        Args:
+            convolution: a module.
+            call: what `torch.conv2d` takes.
+            norm: of the batch norm mean, variance, scale, shift and eps; as `fold` takes them.
         """
-        self.folded += 1
-        key = known_by((*parts, eps, layout))
-        known, _, made = self._kernels.get(convolution, (None, None, None))
+        x, weight, bias, stride, padding, dilation, groups = call
+
+        def kernel(pack: Pack) -> tuple[Tensor, Tensor]:
+            return self.kernel(convolution, pack, (weight, bias, groups), norm)
+
+        fits = x.device.type == "cpu" and len(x) > 0 and x.shape[1] == weight.shape[1]
+        if fits and convolution in self._own and x.is_contiguous(memory_format=torch.channels_last):
+            around = padded(x, padding)
+            return convolved(around, weight.shape, kernel, stride=stride, dilation=dilation, groups=groups)
+        if norm:
+            weight, bias = kernel(_LAID[memory_format(x)])
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    def kernel(
+        self, convolution: nn.Conv2d, pack: Pack, parts: tuple[Tensor, Tensor | None, int], norm: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the packed weight and the bias of a convolution and the batch norm behind it.
+
+        The last one of each convolution is kept, since weights may be computed anew in every pass.
+
+        Args:
+            convolution: a module.
+            pack: how.
+            parts: weight, bias and groups.
+            norm: see `convolved`.
+        """
+        key = known_by((parts, norm))
+        known, _, made = self._kernels.get((convolution, pack), (None, None, None))
         if made is None or known != key:
-            weight, bias = fold(*parts, eps=eps)
-            made = weight.contiguous(memory_format=layout), bias
-            self._kernels[convolution] = key, parts, made  # ids stay unique as long as their tensors live
+            weight, bias, groups = parts
+            if norm:
+                *moments, eps = norm
+                weight, bias = fold(weight, bias, *moments, eps=eps)
+            made = pack(weight, groups), weight.new_zeros(len(weight)) if bias is None else bias
+            # Ids stay unique as long as their tensors live.
+            self._kernels[convolution, pack] = key, (parts, norm), made
         return made
+
+
+def _is_for_us(convolution: nn.Conv2d) -> bool:
+    """Whether a kernel of our own runs it on this processor, in less time or with less rounding than PyTorch's."""
+    groups, shape = convolution.groups, (convolution.out_channels, convolution.in_channels, *convolution.kernel_size)
+    gains = by_tiles(shape, convolution.stride, convolution.dilation, groups) or math.prod(shape[1:]) > _FEW
+    return groups == 1 and gains and has_kernel(shape, groups)
+
+
+def _rounds_well(convolution: nn.Conv2d) -> bool:
+    """Whether it has one pixel, or does not sum over many products."""
+    pixels = math.prod(convolution.kernel_size)
+    return pixels == 1 or pixels * convolution.in_channels // convolution.groups <= _SUMMED
+
+
+def _channels_first(weight: Tensor, groups: int) -> Tensor:  # noqa: ARG001  # torch's kernels take them as they are
+    return weight.contiguous()
+
+
+def _channels_last(weight: Tensor, groups: int) -> Tensor:  # noqa: ARG001  # as above
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+_LAID: Final[dict[torch.memory_format, Pack]] = {  # as what is convolved, or torch would lay it out anew each time
+    torch.contiguous_format: _channels_first,
+    torch.channels_last: _channels_last,
+}
 
 
 def fold(
@@ -97,7 +166,8 @@ class _Waiting(Tensor):
     def run(self) -> Tensor:
         """Return what the convolution makes by itself."""
         if self._made is None:
-            self._made = _convolved(*self._taken())
+            self._made = self._convolved()
+            del self._call  # what it holds may be large
         return self._made
 
     def normalised(self, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -105,15 +175,16 @@ class _Waiting(Tensor):
         parts = _batch_norm(*args, **kwargs)
         if parts is None or self._made is not None or torch.is_grad_enabled():
             return None
-        x, weight, bias, *settings = self._taken()
-        *moments, eps = parts
-        kernel = self._folding.kernel(self._convolution, (weight, bias, *moments), eps, memory_format(x))
-        return _convolved(x, *kernel, *settings)
+        made = self._convolved(parts)
+        self._folding.folded += 1
+        return made
 
-    def _taken(self) -> tuple[Any, ...]:
+    def _convolved(self, norm: tuple[Any, ...] = ()) -> Tensor:
+        """Run it as when it was called: without gradients, whatever has begun since."""
         if self._call[0]._version != self._seen:
             raise Unfoldable
-        return self._call
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+            return self._folding.convolved(self._convolution, self._call, norm)
 
     @classmethod
     def __torch_function__(
@@ -142,14 +213,6 @@ def _run(value: Any) -> Any:
     if type(value) is _Waiting:
         return value.run()
     return tree_map_only(_Waiting, _Waiting.run, value) if isinstance(value, (tuple, list, dict)) else value
-
-
-def _convolved(*call: Any) -> Tensor:
-    """Run a convolution as when it was called: without gradients, whatever has begun since."""
-    if not torch.is_grad_enabled():  # saves a context for each
-        return torch.conv2d(*call)
-    with torch.no_grad():
-        return torch.conv2d(*call)
 
 
 _ASKED: Final = frozenset(
