@@ -418,8 +418,9 @@ class Request:
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
             any_rounding: on a CPU in single precision make convolutions by kernels of our own, and batch norms part of
                 them, which is up to twice as fast and rounds as far, where the model returns the same then but for
-                rounding; of differences of scores both are to be swept so, since rounding shows in them. In half
-                precision give the model its inputs channels last.
+                rounding and the weights that are made ready for it take at most half of the memory; in half precision
+                give the model its inputs channels last. Of differences of scores both are to be swept so, since
+                rounding shows in them.
             sizes: how many there are in each batch, for inputs that take less memory than whole ones (`Patched`); by
                 default as many as fit the budget.
 
@@ -636,7 +637,7 @@ class Request:
         """
         if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
             return self._scores(self.laid_out(x), rows, probability=probability)
-        if not self._tried(_OWN, x[:1], self._folds):
+        if self._folding.size > self.memory // 2 or not self._tried(_OWN, x[:1], self._folds):
             return self._scores(x, rows, probability=probability)
         with self._folding:
             return self._scores(x.contiguous(memory_format=torch.channels_last), rows, probability=probability)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Overlaid, conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
+from ..ops.conv_crops import PANEL
 
 Pack: TypeAlias = Callable[[Tensor, int], Tensor]
 """From a weight and its groups to what a kernel takes."""
@@ -27,6 +28,12 @@ def by_tiles(shape: Sequence[int], stride: tuple[int, ...], dilation: tuple[int,
     """Whether Winograd's algorithm makes it with fewer products."""
     plain = (stride, dilation, groups) == ((1, 1), (1, 1), 1)
     return plain and tuple(shape[2:]) == (3, 3) and min(shape[:2]) >= _MANY
+
+
+def packed_size(shape: Sequence[int], stride: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+    """Return how many bytes a weight of this shape takes at most, as kernels take it, where there are no groups."""
+    pixels = 16 if by_tiles(shape, stride, dilation, 1) else math.prod(shape[2:])
+    return 4 * -(-shape[0] // PANEL) * PANEL * shape[1] * pixels
 
 
 def padded(x: Tensor, padding: tuple[int, int]) -> Tensor | Overlaid:

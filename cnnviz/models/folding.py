@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from ..ops._layout import memory_format
-from .convolution import Pack, by_tiles, convolved, has_kernel, padded
+from .convolution import Pack, by_tiles, convolved, has_kernel, packed_size, padded
 from .state import known_by
 
 _FEW: Final = 256  # products; PyTorch sums them in one go as fast as our kernels do, and errs as far as in any layout
@@ -38,6 +38,7 @@ class Folding:
             farther. PyTorch sums over all products in one go in that layout, and errs with the root of their number,
             where with channels first and AVX-512 it sums over 16 of these at a time: with 512 channels of 3 x 3 pixels
             4 times as far. So wide kernels of several pixels must all be our own.
+        size: bytes of the weights that are packed for our own kernels.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -45,6 +46,7 @@ class Folding:
         every = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
         self._waiting = [one for one in every if _is_plain(one)]
         self._own = {one for one in self._waiting if _is_for_us(one)}
+        self.size = sum(packed_size(_shape(one), one.stride, one.dilation) for one in self._own)
         self.helps = bool(self._waiting) and all(one in self._own or _rounds_well(one) for one in every)
         self._kernels: dict[tuple[nn.Conv2d, Pack], tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
 
@@ -108,9 +110,14 @@ class Folding:
         return made
 
 
+def _shape(convolution: nn.Conv2d) -> tuple[int, ...]:
+    """Return the shape of the weight of one that has no groups."""
+    return (convolution.out_channels, convolution.in_channels, *convolution.kernel_size)
+
+
 def _is_for_us(convolution: nn.Conv2d) -> bool:
     """Whether a kernel of our own runs it on this processor, in less time or with less rounding than PyTorch's."""
-    groups, shape = convolution.groups, (convolution.out_channels, convolution.in_channels, *convolution.kernel_size)
+    groups, shape = convolution.groups, _shape(convolution)
     gains = by_tiles(shape, convolution.stride, convolution.dilation, groups) or math.prod(shape[1:]) > _FEW
     return groups == 1 and gains and has_kernel(shape, groups)
 

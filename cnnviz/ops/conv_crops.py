@@ -14,7 +14,7 @@ from . import _layout
 from ._operator import Operator
 from .overlay_crop import Overlaid, added_to, made_of, overlay_crop, taken
 
-_PANEL = 64  # channels that are packed side by side, as csrc/cpu/conv_kernel.h has them
+PANEL = 64  # channels that are packed side by side, as csrc/cpu/conv_kernel.h has them
 
 
 def packed_kernel(weight: Tensor, groups: int = 1) -> Tensor:
@@ -31,8 +31,8 @@ def packed_kernel(weight: Tensor, groups: int = 1) -> Tensor:
     if groups > 1:
         return weight[:, 0].permute(1, 2, 0).contiguous()
     made = len(weight)
-    padded = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -made % _PANEL))
-    return padded.reshape(-1, _PANEL, *weight.shape[1:]).permute(0, 3, 4, 2, 1).contiguous()
+    padded = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -made % PANEL))
+    return padded.reshape(-1, PANEL, *weight.shape[1:]).permute(0, 3, 4, 2, 1).contiguous()
 
 
 def conv_crops(
@@ -72,9 +72,9 @@ def conv_crops(
     parts, size = taken("conv_crops", x)
     sides = kernel.shape[:2] if each else kernel.shape[1:3]
     room = [n - d * (k - 1) for n, k, d in zip(size, sides, dilation, strict=True)]
-    made = kernel.shape[2] if each else kernel.shape[0] * _PANEL
+    made = kernel.shape[2] if each else kernel.shape[0] * PANEL
     fits = kernel.dim() in (3, 5) and kernel.shape[2 if each else 3] == x.shape[1] and bias.dim() == 1
-    if not (fits and made - (_PANEL if not each else 1) < len(bias) <= made and min(room) > 0) or any(
+    if not (fits and made - (PANEL if not each else 1) < len(bias) <= made and min(room) > 0) or any(
         value.dtype != torch.float32 for value in (x, kernel, bias)
     ):
         raise ValueError(

@@ -62,7 +62,7 @@ def x() -> Tensor:
     return torch.randn(2, 3, 6, 6)
 
 
-def swept(net: nn.Module, x: Tensor, **given: bool) -> Tensor:
+def swept(net: nn.Module, x: Tensor, memory: str = "1GiB", **given: bool) -> Tensor:
     """Score each input at half its brightness."""
     GIVEN.clear()
 
@@ -72,7 +72,8 @@ def swept(net: nn.Module, x: Tensor, **given: bool) -> Tensor:
         scores = request.sweep(lambda start, stop: half[start:stop], 2, range(2), **given)
         return scores[:, None, None, None].expand(2, 1, 6, 6)
 
-    return cnnviz.explain(net, x, cnnviz.Technique("halves", halves), target=[0, 2]).values[:, 0, 0, 0]
+    made = cnnviz.explain(net, x, cnnviz.Technique("halves", halves), target=[0, 2], memory=memory)
+    return made.values[:, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("kind", "last"), [(Watched, True), (Views, False), (Strides, False)])
@@ -103,6 +104,15 @@ def test_wide_kernels_are_our_own_or_stay_as_they_are(kind: type[Watched], last:
     """Channels last PyTorch sums in one go, and errs several times as far as with channels first."""
     swept(kind().eval(), x, any_rounding=True)
     assert any(GIVEN) == last
+
+
+@pytest.mark.skipif(not cnnviz.ops.conv_crops_is_native(), reason="there are no kernels of our own")
+def test_weights_that_take_most_of_the_memory_are_not_packed(x: Tensor) -> None:
+    net = Wide().eval()  # 0.6 MB as our kernel takes them
+    swept(net, x, any_rounding=True, memory="2MiB")
+    assert any(GIVEN)
+    swept(net, x, any_rounding=True, memory="1MiB")
+    assert not any(GIVEN)
 
 
 def test_wide_kernels_may_err_in_half_precision(x: Tensor) -> None:

@@ -114,6 +114,8 @@ def test_wide_kernels_err_as_far_as_torch_with_channels_first(channels: int, sid
         with folding:
             made = net(x.contiguous(memory_format=torch.channels_last))
         exact = copy.deepcopy(net).double()(x.double())
+    packed = sum(made[0].nbytes for _, _, made in folding._kernels.values())
+    assert folding.size == packed
     errors = [float((one - exact).square().mean().sqrt()) for one in (made, plain)]
     assert errors[0] <= 1.8 * errors[1]
 
