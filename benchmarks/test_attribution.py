@@ -19,6 +19,7 @@ import cnnviz
 from cnnviz.data import demo_picture
 
 LAYERS = {"resnet50": "layer4", "vgg16": "features.29"}
+SWEPT = ("resnet50", "vgg16", "resnet18", "densenet121", "mobilenet_v2", "efficientnet_b0")
 CLASS = 3
 SIZES = (1, 16, 64)
 ROUNDS = {1: (15, 3), 16: (5, 1), 64: (3, 1)}  # and how many to warm up
@@ -99,12 +100,12 @@ def test_attribution(case: str, race: Any, device: str) -> None:
     race(lambda: explainer(x, CLASS).values, others)
 
 
-def straightforward_rise(net: nn.Module, x: Tensor, target: int, masks: int) -> Tensor:
-    """All masks at once, batches of 32 images: (1, H, W)."""
-    return weighted_masks(net, x, target, masks).mean(0)
+def straightforward_rise(net: nn.Module, x: Tensor, target: int, masks: int, batch: int = 32) -> Tensor:
+    """All masks at once, images in batches: (1, H, W)."""
+    return weighted_masks(net, x, target, masks, batch).mean(0)
 
 
-def weighted_masks(net: nn.Module, x: Tensor, target: int, masks: int) -> Tensor:
+def weighted_masks(net: nn.Module, x: Tensor, target: int, masks: int, batch: int = 32) -> Tensor:
     """Return what the paper's estimator averages, (masks, 1, H, W)."""
     grids = (torch.rand(masks, 1, 7, 7) < 0.5).float()
     step = 224 // 7
@@ -114,18 +115,20 @@ def weighted_masks(net: nn.Module, x: Tensor, target: int, masks: int) -> Tensor
         [m[:, top : top + 224, left : left + 224] for m, (top, left) in zip(large, places, strict=True)]
     )
     with torch.no_grad():
-        scores = torch.cat([net(x * part).softmax(1)[:, target] for part in shown.split(32)])
+        scores = torch.cat([net(x * part).softmax(1)[:, target] for part in shown.split(batch)])
     return scores[:, None, None, None] * shown / 0.5
 
 
-@pytest.mark.parametrize("case", ["rise with equal masks: resnet50, 96 masks"])
-def test_rise(case: str, race: Any, device: str) -> None:  # noqa: ARG001  # the case is what the table tells
-    net, x = network("resnet50", device), torch.randn(1, 3, 224, 224, device=device)
+@pytest.mark.parametrize(("case", "name"), [(f"rise with equal masks: {name}, 96 masks", name) for name in SWEPT])
+def test_rise(case: str, name: str, race: Any, device: str) -> None:  # noqa: ARG001  # the case is what the table tells
+    net, x, masks = network(name, device), torch.randn(1, 3, 224, 224, device=device), 8 if race.quick else 96
     race.rounds, race.warm = 3, 1
-    masks = 8 if race.quick else 96
     race(
         lambda: cnnviz.explain(net, x, "rise", target=CLASS, masks=masks),
-        {"all masks at once, batches of 32": lambda: straightforward_rise(net, x, CLASS, masks)},
+        {
+            f"batches of {batch}": functools.partial(straightforward_rise, net, x, CLASS, masks, batch)
+            for batch in (32, 8)
+        },
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeAlias, TypeVar, cast
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -404,7 +405,7 @@ class Request:
         probability: bool = False,
         shared: bool = False,
         share: tuple[float, float] = (0.0, 1.0),
-        any_rounding: bool = False,
+        rounding: Literal["same", "alike", "any"] = "same",
         sizes: Sequence[int] | None = None,
     ) -> Tensor:
         """Score many made inputs without gradients, in batches that fit the budget.
@@ -416,11 +417,12 @@ class Request:
             probability: score classes by the softmax of the output; other targets stay as they are.
             shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
-            any_rounding: on a CPU in single precision make convolutions by kernels of our own, and batch norms part of
-                them, which is up to twice as fast and rounds as far, where the model returns the same then but for
-                rounding and the weights that are made ready for it take at most half of the memory; in half precision
-                give the model its inputs channels last. Of differences of scores both are to be swept so, since
-                rounding shows in them.
+            rounding: "same" runs the model as it is. On a CPU in single precision "any" makes convolutions by kernels
+                of our own, and batch norms part of them, which is up to twice as fast and rounds up to half as far again,
+                where the model returns the same then but for rounding, and the weights that are made ready for it take
+                at most half of the memory. "alike" does so where no kernel of several pixels sums over more than 576
+                products, which rounds as far as the model itself. In bfloat16 both give the model its inputs channels
+                last. Of differences of scores both scores are to be swept alike, since rounding shows in them.
             sizes: how many there are in each batch, for inputs that take less memory than whole ones (`Patched`); by
                 default as many as fit the budget.
 
@@ -441,10 +443,15 @@ class Request:
             every: list[Tensor] = []  # of all batches one: small ones in between would break the memory into pieces
 
             def scored(start: int, stop: int) -> None:
-                rows, score = picked[start:stop], self._fast_scores if any_rounding else self._scores
+                rows, score = picked[start:stop], self._scores
+                if rounding != "same":
+                    score = partial(self._fast_scores, wide=rounding == "any")
                 try:
                     scores = score(make(start, stop), rows, probability=probability)
-                except Unfoldable:  # by then it may have written to its inputs
+                except (Exception, Unfoldable):
+                    if rounding == "same":
+                        raise
+                    # The network as it is tells whether that is an error. By now it may have written to its inputs.
                     scores = self._scores(make(start, stop), rows, probability=probability)
                 if not every:
                     every.append(scores.new_empty(count, *scores.shape[1:]))
@@ -629,18 +636,20 @@ class Request:
             )
         return scores
 
-    def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool) -> Tensor:
-        """Return the scores of made inputs but for rounding.
+    def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool, wide: bool) -> Tensor:
+        """Return the scores of made inputs but for rounding; wide kernels of several pixels are run as they are or not.
 
         Raises:
-            Unfoldable: it takes another run without that.
+            Unfoldable: it takes another run without that, as it does after any exception.
         """
         if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
             return self._scores(self.laid_out(x), rows, probability=probability)
-        if self._folding.size > self.memory // 2 or not self._tried(_OWN, x[:1], self._folds):
+        folding = self._folding
+        few = (wide or folding.narrow) and folding.size <= self.memory // 2  # a batch takes half at most, see `need`
+        if not few or not self._tried(_OWN, x[:1], self._folds):
             return self._scores(x, rows, probability=probability)
-        with self._folding:
-            return self._scores(x.contiguous(memory_format=torch.channels_last), rows, probability=probability)
+        with folding:  # and a clone, since a map of one channel is channels last in name alone
+            return self._scores(x.clone(memory_format=torch.channels_last), rows, probability=probability)
 
     @property
     def _folding(self) -> Folding:
@@ -652,10 +661,10 @@ class Request:
             return False
         try:
             with self._folding:
-                folded = self.forward(x.clone(memory_format=torch.channels_last))
-        except Exception:  # noqa: BLE001  # whatever it is, the model is run as it is
+                folded = self.forward(_twice(x, torch.channels_last))
+            return _same_but_for_rounding(self.forward(_twice(x, torch.contiguous_format)), folded)
+        except (Exception, Unfoldable):  # noqa: BLE001  # whatever it is, the model is run as it is
             return False
-        return _same_but_for_rounding(self.forward(x.clone(memory_format=torch.contiguous_format)), folded)
 
     def _tried(self, name: str, x: Tensor, trial: Callable[[Tensor], bool]) -> bool:
         """Return what a trial on such an input, (1, C, H, W), found when the model was first asked for it."""
@@ -686,9 +695,9 @@ class Request:
 
     def _indifferent(self, x: Tensor) -> bool:
         """Whether the model returns the same for an input, (1, C, H, W), in either layout; `view` may fail in one."""
-        plain = self.forward(x.clone(memory_format=torch.contiguous_format))
+        plain = self.forward(_twice(x, torch.contiguous_format))
         try:
-            other = self.forward(x.clone(memory_format=torch.channels_last))
+            other = self.forward(_twice(x, torch.channels_last))
         except RuntimeError:
             return False
         return _same_but_for_rounding(plain, other)
@@ -760,6 +769,11 @@ def _plain(output: Any, x: Tensor) -> Any:
     from .incremental import densified  # only where patches are made, so that `import cnnviz` stays light
 
     return densified(output)
+
+
+def _twice(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return two of an input, (2, C, H, W): of a single one `view` may succeed where it fails for more."""
+    return x.expand(2, -1, -1, -1).clone(memory_format=layout)
 
 
 def _same_but_for_rounding(a: Any, b: Any) -> bool:

@@ -71,7 +71,7 @@ def _curves(case: Case, options: DeletionOptions, *, inserting: bool) -> Measure
         changed = (ranks[of] < moved[start:stop, None]).reshape(-1, 1, height, width)
         return torch.where(changed == inserting, images[of], empty[of])
 
-    found = case.request.sweep(shown, len(owner), owner, probability=True, any_rounding=True)
+    found = case.request.sweep(shown, len(owner), owner, probability=True, rounding="any")
     scores = found.to(case.values.dtype).reshape(count, -1)
     share = counts.cpu() / (height * width)
     areas = torch.trapezoid(scores, share.to(scores), dim=1)

@@ -20,7 +20,7 @@ _FEW: Final = 256  # products; PyTorch sums them in one go as fast as our kernel
 _SUMMED: Final = 576  # a sum of more is rounded noticeably farther when it is made in one go
 
 
-class Unfoldable(Exception):  # noqa: N818  # no error of anybody's
+class Unfoldable(BaseException):  # no error, and no `except Exception` of a network may swallow it
     """A network writes to what a convolution took before it looks at what came of it."""
 
 
@@ -33,22 +33,22 @@ class Folding:
     cost 20 µs for each function that is called. Kernels are kept for the next passes.
 
     Attributes:
-        folded: how many batch norms became part of a convolution.
-        helps: whether a CPU is faster within it, on maps in single precision that are channels last, and rounds no
-            farther. PyTorch sums over all products in one go in that layout, and errs with the root of their number,
+        helps: whether a CPU is faster within it, on maps in single precision that are channels last, and rounds about
+            as far. PyTorch sums over all products in one go in that layout, and errs with the root of their number,
             where with channels first and AVX-512 it sums over 16 of these at a time: with 512 channels of 3 x 3 pixels
-            4 times as far. So wide kernels of several pixels must all be our own.
-        size: bytes of the weights that are packed for our own kernels.
+            4 times as far. So wide kernels of several pixels must all be our own, which err up to half as far again.
+        narrow: whether there are no wide kernels of several pixels, so that it rounds as far as without it.
+        size: bytes of the weights that are made ready, at most.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.folded = 0
-        every = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
-        self._waiting = [one for one in every if _is_plain(one)]
+        every = [one for one in module.modules() if isinstance(one, (nn.Conv2d, nn.ConvTranspose2d))]
+        self._waiting = [one for one in every if isinstance(one, nn.Conv2d) and _is_plain(one)]
         self._own = {one for one in self._waiting if _is_for_us(one)}
-        self.size = sum(packed_size(_shape(one), one.stride, one.dilation) for one in self._own)
         self.helps = bool(self._waiting) and all(one in self._own or _rounds_well(one) for one in every)
-        self._kernels: dict[tuple[nn.Conv2d, Pack], tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
+        self.narrow = all(_rounds_well(one) for one in every)
+        self.size = sum(_size_of(one, packed=one in self._own) for one in self._waiting)
+        self._kernels: dict[nn.Conv2d, tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
 
     def __enter__(self) -> Self:
         for convolution in self._waiting:
@@ -60,8 +60,9 @@ class Folding:
             del convolution.__dict__["forward"]
 
     def _forward(self, convolution: nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
-        made = None if torch.is_grad_enabled() else _waiting(self, convolution, input)
-        return type(convolution).forward(convolution, input) if made is None else made
+        x = _run(input)
+        made = None if torch.is_grad_enabled() else _waiting(self, convolution, x)
+        return type(convolution).forward(convolution, x) if made is None else made
 
     def convolved(self, convolution: nn.Conv2d, call: tuple[Any, ...], norm: tuple[Any, ...] = ()) -> Tensor:
         """Return what a convolution makes, and the batch norm behind it where there is one.
@@ -97,22 +98,21 @@ class Folding:
             parts: weight, bias and groups.
             norm: see `convolved`.
         """
-        key = known_by((parts, norm))
-        known, _, made = self._kernels.get((convolution, pack), (None, None, None))
+        weight, bias, groups = parts
+        key = pack, known_by((parts, norm)), weight.data_ptr()  # as it is after `weight.data = …`
+        known, _, made = self._kernels.get(convolution, (None, None, None))
         if made is None or known != key:
-            weight, bias, groups = parts
             if norm:
                 *moments, eps = norm
                 weight, bias = fold(weight, bias, *moments, eps=eps)
             made = pack(weight, groups), weight.new_zeros(len(weight)) if bias is None else bias
-            # Ids stay unique as long as their tensors live.
-            self._kernels[convolution, pack] = key, (parts, norm), made
+            self._kernels[convolution] = key, (parts, norm), made  # ids stay unique as long as their tensors live
         return made
 
 
 def _shape(convolution: nn.Conv2d) -> tuple[int, ...]:
-    """Return the shape of the weight of one that has no groups."""
-    return (convolution.out_channels, convolution.in_channels, *convolution.kernel_size)
+    """Return the shape of its weight, which may have to be computed."""
+    return (convolution.out_channels, convolution.in_channels // convolution.groups, *convolution.kernel_size)
 
 
 def _is_for_us(convolution: nn.Conv2d) -> bool:
@@ -122,10 +122,19 @@ def _is_for_us(convolution: nn.Conv2d) -> bool:
     return groups == 1 and gains and has_kernel(shape, groups)
 
 
-def _rounds_well(convolution: nn.Conv2d) -> bool:
-    """Whether it has one pixel, or does not sum over many products."""
-    pixels = math.prod(convolution.kernel_size)
-    return pixels == 1 or pixels * convolution.in_channels // convolution.groups <= _SUMMED
+def _size_of(convolution: nn.Conv2d, *, packed: bool) -> int:
+    """Return how many bytes its weight takes, packed for a kernel of our own or as it is."""
+    shape = _shape(convolution)
+    return packed_size(shape, convolution.stride, convolution.dilation) if packed else 4 * math.prod(shape)
+
+
+def _rounds_well(convolution: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether it has one pixel, or does not sum over many products, as far as can be told."""
+    try:
+        pixels = math.prod(convolution.kernel_size)
+        return pixels == 1 or pixels * convolution.in_channels // convolution.groups <= _SUMMED
+    except (AttributeError, TypeError):  # a class of its own, which keeps other settings, or none
+        return False
 
 
 def _channels_first(weight: Tensor, groups: int) -> Tensor:  # noqa: ARG001  # torch's kernels take them as they are
@@ -182,9 +191,7 @@ class _Waiting(Tensor):
         parts = _batch_norm(*args, **kwargs)
         if parts is None or self._made is not None or torch.is_grad_enabled():
             return None
-        made = self._convolved(parts)
-        self._folding.folded += 1
-        return made
+        return self._convolved(parts)
 
     def _convolved(self, norm: tuple[Any, ...] = ()) -> Tensor:
         """Run it as when it was called: without gradients, whatever has begun since."""
@@ -234,8 +241,10 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
     """Whether it pads, calls `conv2d` with what it was made of, and does nothing else."""
     kind = type(convolution)
     own = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    settings = convolution.stride, convolution.padding, convolution.dilation
-    return own and all(isinstance(one, tuple) for one in settings)
+    if not own:
+        return False
+    settings = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
+    return all(isinstance(one, tuple) for one in settings)
 
 
 def _waiting(folding: Folding, convolution: nn.Conv2d, x: Any) -> _Waiting | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import cnnviz
 
@@ -20,7 +21,7 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_meta:
-            GIVEN.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+            GIVEN.append(x.stride(1) == 1)
         return self.head(self.flat(self.body(x).relu()))
 
     def flat(self, maps: Tensor) -> Tensor:
@@ -43,6 +44,20 @@ class Grouped(Wide):
         self.body[2] = nn.Conv2d(256, 4, 3, padding=1, groups=2)
 
 
+class Grey(Watched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 4, 3, padding=1)
+
+
+class Alone(Watched):
+    """Views maps in a way that works channels last for a single image alone."""
+
+    def flat(self, maps: Tensor) -> Tensor:
+        count, channels, *size = maps.shape
+        return functional.avg_pool2d(maps.view(1, count * channels, *size), 3, 1, 1).view(count, -1)
+
+
 class Views(Watched):
     """Fails on maps that are channels last."""
 
@@ -62,7 +77,7 @@ def x() -> Tensor:
     return torch.randn(2, 3, 6, 6)
 
 
-def swept(net: nn.Module, x: Tensor, memory: str = "1GiB", **given: bool) -> Tensor:
+def swept(net: nn.Module, x: Tensor, memory: str = "1GiB", **given: str) -> Tensor:
     """Score each input at half its brightness."""
     GIVEN.clear()
 
@@ -76,16 +91,29 @@ def swept(net: nn.Module, x: Tensor, memory: str = "1GiB", **given: bool) -> Ten
     return made.values[:, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("kind", "last"), [(Watched, True), (Views, False), (Strides, False)])
+@pytest.mark.parametrize(
+    ("kind", "last"), [(Watched, True), (Grey, True), (Views, False), (Strides, False), (Alone, False)]
+)
 def test_the_layout_never_changes_the_scores(kind: type[Watched], last: bool, x: Tensor) -> None:
     torch.manual_seed(1)
     net = kind().eval()
+    x = x[:, : 1 if kind is Grey else 3]
     with torch.no_grad():
         expected = net(x / 2)[[0, 1], [0, 2]]
-    torch.testing.assert_close(swept(net, x, any_rounding=True), expected)
+    torch.testing.assert_close(swept(net, x, rounding="any"), expected)
     assert GIVEN.count(True) == (2 if last else 1), "one to try it out, and the sweep's own"
-    swept(net, x, any_rounding=True)
+    swept(net, x, rounding="any")
     assert [last, False] == GIVEN, "it is tried out once; the inputs themselves are scored as they are"
+
+
+def test_a_target_may_fail_in_the_other_layout(x: Tensor) -> None:
+    """The network alone does not: it is run as it is after that."""
+    net = nn.Conv2d(3, 4, 3).eval()
+    made = [
+        cnnviz.explain(net, x, "rise", target=target, masks=8, seed=0).values
+        for target in (lambda maps: maps.view(len(maps), -1).mean(1), lambda maps: maps.mean((1, 2, 3)))
+    ]
+    torch.testing.assert_close(*made)
 
 
 def test_nothing_is_laid_out_unless_it_is_asked_for(x: Tensor) -> None:
@@ -95,29 +123,36 @@ def test_nothing_is_laid_out_unless_it_is_asked_for(x: Tensor) -> None:
 
 def test_double_precision_stays_as_it_is(x: Tensor) -> None:
     """No faster kernels are there for it."""
-    swept(Watched().double().eval(), x.double(), any_rounding=True)
+    swept(Watched().double().eval(), x.double(), rounding="any")
     assert not any(GIVEN)
 
 
 @pytest.mark.parametrize(("kind", "last"), [(Wide, cnnviz.ops.conv_crops_is_native()), (Grouped, False)])
 def test_wide_kernels_are_our_own_or_stay_as_they_are(kind: type[Watched], last: bool, x: Tensor) -> None:
     """Channels last PyTorch sums in one go, and errs several times as far as with channels first."""
-    swept(kind().eval(), x, any_rounding=True)
+    swept(kind().eval(), x, rounding="any")
     assert any(GIVEN) == last
+
+
+def test_where_it_is_to_round_alike_wide_kernels_stay_as_they_are(x: Tensor) -> None:
+    swept(Wide().eval(), x, rounding="alike")
+    assert not any(GIVEN)
+    swept(Watched().eval(), x, rounding="alike")
+    assert any(GIVEN)
 
 
 @pytest.mark.skipif(not cnnviz.ops.conv_crops_is_native(), reason="there are no kernels of our own")
 def test_weights_that_take_most_of_the_memory_are_not_packed(x: Tensor) -> None:
     net = Wide().eval()  # 0.6 MB as our kernel takes them
-    swept(net, x, any_rounding=True, memory="2MiB")
+    swept(net, x, rounding="any", memory="2MiB")
     assert any(GIVEN)
-    swept(net, x, any_rounding=True, memory="1MiB")
+    swept(net, x, rounding="any", memory="1MiB")
     assert not any(GIVEN)
 
 
 def test_wide_kernels_may_err_in_half_precision(x: Tensor) -> None:
     """What is summed in single precision is exact beside what it is stored in."""
-    swept(Grouped().eval().bfloat16(), x.bfloat16(), any_rounding=True)
+    swept(Grouped().eval().bfloat16(), x.bfloat16(), rounding="any")
     assert any(GIVEN)
 
 

@@ -18,6 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 import cnnviz
 from cnnviz.data import demo_picture
 from cnnviz.models import Folding, Unfoldable, fold
+from cnnviz.models.convolution import _of_tiles
+from cnnviz.ops import conv_crops_is_native, packed_kernel
 from cnnviz.ops._layout import memory_format
 from tests.techniques.networks import images, network
 
@@ -45,7 +47,16 @@ def run(network: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> 
     folding = Folding(nn.ModuleList(modules))
     with torch.no_grad(), folding:
         made = network(x)
-    return made, folding.folded
+    return made, joined(folding)
+
+
+def joined(folding: Folding) -> int:
+    return sum(bool(norm) for _, (_, norm), _ in folding._kernels.values())
+
+
+def by_our_own(folding: Folding) -> int:
+    """Return how many convolutions kernels of our own ran."""
+    return sum(pack in (packed_kernel, _of_tiles) for (pack, *_), _, _ in folding._kernels.values())
 
 
 CONVOLUTIONS = {
@@ -90,12 +101,26 @@ def test_the_pair_is_torchs_own_fused_one(kind: str, affine: bool, layout: torch
 def test_a_convolution_alone_is_torchs(kind: str, layout: torch.memory_format) -> None:
     conv = CONVOLUTIONS[kind]().eval()
     x = torch.randn(2, conv.in_channels, 9, 11).contiguous(memory_format=layout)
-    made, folded = run(lambda x: conv(x) * 1, x, conv)
-    assert folded == 0
+    folding = Folding(conv)
     with torch.no_grad():
+        with folding:
+            made, none = conv(x) * 1, conv(x[:0]) * 1
         torch.testing.assert_close(made, conv(x))
-        none = run(lambda x: conv(x) * 1, x[:0], conv)[0]
         assert none.shape == conv(x[:0]).shape
+    assert joined(folding) == 0
+    wide = kind.startswith("wide") and kind != "wide, grouped"
+    assert by_our_own(folding) == (wide and layout == torch.channels_last and conv_crops_is_native())
+
+
+@pytest.mark.skipif(not conv_crops_is_native(), reason="there are no kernels of our own")
+def test_of_two_in_a_row_both_are_our_own() -> None:
+    net = nn.Sequential(nn.Conv2d(300, 40, 1), nn.Conv2d(40, 40, 3), nn.BatchNorm2d(40)).eval()
+    x = torch.randn(2, 300, 9, 11).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        with Folding(net) as folding:
+            made = net(x)
+        torch.testing.assert_close(made, net(x))
+    assert (by_our_own(folding), joined(folding)) == (2, 1)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(512, 3), (64, 3), (1024, 1), (300, 5)])
@@ -105,7 +130,7 @@ def test_wide_kernels_err_as_far_as_torch_with_channels_first(channels: int, sid
     ).eval()
     x = torch.randn(4, channels, 10, 10).relu()
     folding = Folding(net)
-    native = cnnviz.ops.conv_crops_is_native()
+    native = conv_crops_is_native()
     assert folding.helps == (native or side == 1 or channels == 64)
     if not native:
         pytest.skip("there are no kernels of our own")
@@ -115,7 +140,7 @@ def test_wide_kernels_err_as_far_as_torch_with_channels_first(channels: int, sid
             made = net(x.contiguous(memory_format=torch.channels_last))
         exact = copy.deepcopy(net).double()(x.double())
     packed = sum(made[0].nbytes for _, _, made in folding._kernels.values())
-    assert folding.size == packed
+    assert folding.size == packed, "the weights of all of them"
     errors = [float((one - exact).square().mean().sqrt()) for one in (made, plain)]
     assert errors[0] <= 1.8 * errors[1]
 
@@ -239,14 +264,22 @@ def test_a_change_of_what_the_convolution_took_is_noticed() -> None:
 
 def test_kernels_follow_the_weights() -> None:
     conv, norm = lively(nn.Conv2d(4, 6, 3))
-    x, folding = torch.randn(1, 4, 8, 8), Folding(conv)
+    x, folding, kernels = torch.randn(1, 4, 8, 8), Folding(conv), []
+
+    def replace() -> None:
+        conv.weight.data = torch.randn(6, 4, 3, 3)  # which torch counts as no change
+
     with torch.no_grad():
-        for change in (lambda: None, lambda: conv.weight.mul_(2), lambda: norm.running_var.add_(1)):
+        for change in (lambda: None, lambda: conv.weight.mul_(2), lambda: norm.running_var.add_(1), replace):
             change()
             with folding:
                 made = norm(conv(x))
             torch.testing.assert_close(made, norm(conv(x)))
-    assert folding.folded == 3
+            kernels.append(folding._kernels[conv][2][0])
+        with folding:
+            norm(conv(x))
+    assert len({id(one) for one in kernels}) == 4
+    assert folding._kernels[conv][2][0] is kernels[-1]
 
 
 def test_weights_that_are_computed_anew_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +306,7 @@ def test_training_and_gradients_are_left_alone() -> None:
     x = torch.randn(2, 4, 8, 8)
     with Folding(conv) as folding:
         norm(conv(x)).sum().backward()
-    assert folding.folded == 0
+    assert joined(folding) == 0
     assert conv.weight.grad is not None
     norm.train()
     before = norm.running_mean.clone()
@@ -307,6 +340,40 @@ def test_convolutions_that_do_something_else_are_left_alone(kind: type[nn.Conv2d
     assert folded == 0
     with torch.no_grad():
         torch.testing.assert_close(made, norm(conv(x)), rtol=0, atol=0)
+
+
+class Settings(nn.Conv2d):
+    """Keeps other settings than torch's."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.kernel_size = 3  # type: ignore[assignment]
+
+
+class Bare(nn.Conv2d):
+    """Keeps none."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.kernel)
+
+
+@pytest.mark.parametrize("kind", [Settings, Bare])
+def test_classes_that_keep_other_settings_are_left_alone(kind: type[nn.Conv2d]) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(kind(), nn.Flatten(), nn.Linear(4 * 36, 3)).eval(), torch.randn(1, 3, 8, 8)
+    assert not Folding(net).helps
+    given = {"window": 4, "stride": 4, "target": 1}
+    auto, dense = (cnnviz.explain(net, x, "occlusion", method=method, **given).values for method in ("auto", "dense"))
+    torch.testing.assert_close(auto, dense)
+
+
+def test_wide_transposed_convolutions_are_none_of_ours() -> None:
+    assert Folding(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 3))).helps
+    assert not Folding(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(256, 8, 3))).helps
 
 
 def test_it_ends_with_its_block_also_after_an_error() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torchvision
@@ -26,13 +28,24 @@ def network(name: str, dtype: torch.dtype) -> nn.Module:
     """Return the network in eval mode; float32 and float64 hold the same weights. It is shared: not to be changed."""
     if dtype != torch.float32:
         return copy.deepcopy(network(name, torch.float32)).to(dtype)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _one_thread():
         torch.manual_seed(0)
         # These warn until they are told whether to draw their (slow) initial weights and to keep their auxiliary heads
         extra = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         made = _vgg16() if name == "vgg16" else torchvision.models.get_model(name, num_classes=CLASSES, **extra)
         _enliven(made, 75 if name == "inception_v3" else SIZE)
     return made.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sum in one order, so that weights that are told from passes of the network have the same bits in every test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def occlusion(request: Request, options: OcclusionOptions) -> Heatmap:
     request.base_scores()  # of the images as they were given, which are told beside the map
     drops = _incremental(request, windows, cover, options) if options.method != "dense" else None
     if drops is None:
-        drops = _dense(request, windows, cover, any_rounding=options.method == "auto")
+        drops = _dense(request, windows, cover, "alike" if options.method == "auto" else "same")
     filled = torch.stack([windows.filled(one)[0] for one in drops])
     return Heatmap(
         values=_mean_over_windows(filled, rows, columns, (height, width)).to(images),
@@ -163,7 +163,7 @@ class _Axis:
         return steps[left] + share[:, None].double() * (steps[right] - steps[left])
 
 
-def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: bool) -> Tensor:
+def _dense(request: Request, windows: _Windows, cover: Cover, rounding: Literal["same", "alike"]) -> Tensor:
     """Return how much each window takes from the score, (N, windows), by running whole covered images.
 
     NaN where it was not run.
@@ -190,7 +190,7 @@ def _dense(request: Request, windows: _Windows, cover: Cover, *, any_rounding: b
             owner,
             shared=windows.all_of_them,  # with a tolerance another target wants other windows
             share=(done / scores.numel(), (done + len(numbers)) / scores.numel()),
-            any_rounding=any_rounding,
+            rounding=rounding,
         )
         scores[owner.to(scores.device), numbers.to(scores.device)] = found.double()
         done += len(numbers)

@@ -50,9 +50,7 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
 
         # With a tolerance some targets stop before others.
         common = options.tolerance is None
-        scores = request.sweep(
-            shown, len(owner), owner, probability=True, shared=common, share=share, any_rounding=True
-        )
+        scores = request.sweep(shown, len(owner), owner, probability=True, shared=common, share=share, rounding="any")
         scores = scores.reshape(len(drawn), len(waiting))
         flat = drawn.flatten(1).float()
         square = flat.square()

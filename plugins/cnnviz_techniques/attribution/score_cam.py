@@ -32,7 +32,7 @@ def score_cam(request: Request, options: GradCamOptions) -> Tensor:
         through = (large - low) / torch.where(high > low, high - low, 1)
         return x[owner[start:stop].to(x.device)] * through
 
-    scores = request.sweep(shown, count * channels, owner, shared=True, any_rounding=True)
+    scores = request.sweep(shown, count * channels, owner, shared=True, rounding="any")
     weight = scores.reshape(count, channels).softmax(1)[:, :, None, None]
     return weighted_sum(maps, weight, options)
 
