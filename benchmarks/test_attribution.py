@@ -19,7 +19,10 @@ import cnnviz
 from cnnviz.data import demo_picture
 
 LAYERS = {"resnet50": "layer4", "vgg16": "features.29"}
-SWEPT = ("resnet50", "vgg16", "resnet18", "densenet121", "mobilenet_v2", "efficientnet_b0")
+SWEPT = {
+    f"rise with equal masks: {name}, 96 masks": name
+    for name in ("resnet50", "vgg16", "resnet18", "densenet121", "mobilenet_v2", "efficientnet_b0")
+}
 CLASS = 3
 SIZES = (1, 16, 64)
 ROUNDS = {1: (15, 3), 16: (5, 1), 64: (3, 1)}  # and how many to warm up
@@ -119,9 +122,9 @@ def weighted_masks(net: nn.Module, x: Tensor, target: int, masks: int, batch: in
     return scores[:, None, None, None] * shown / 0.5
 
 
-@pytest.mark.parametrize(("case", "name"), [(f"rise with equal masks: {name}, 96 masks", name) for name in SWEPT])
-def test_rise(case: str, name: str, race: Any, device: str) -> None:  # noqa: ARG001  # the case is what the table tells
-    net, x, masks = network(name, device), torch.randn(1, 3, 224, 224, device=device), 8 if race.quick else 96
+@pytest.mark.parametrize("case", SWEPT)
+def test_rise(case: str, race: Any, device: str) -> None:
+    net, x, masks = network(SWEPT[case], device), torch.randn(1, 3, 224, 224, device=device), 8 if race.quick else 96
     race.rounds, race.warm = 3, 1
     race(
         lambda: cnnviz.explain(net, x, "rise", target=CLASS, masks=masks),

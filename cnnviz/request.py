@@ -418,11 +418,11 @@ class Request:
             shared: the made inputs do not depend on the target, so that one sweep serves all targets of the call.
             share: from where to where progress goes meanwhile, in [0, 1], for techniques with several sweeps.
             rounding: "same" runs the model as it is. On a CPU in single precision "any" makes convolutions by kernels
-                of our own, and batch norms part of them, which is up to twice as fast and rounds up to half as far again,
-                where the model returns the same then but for rounding, and the weights that are made ready for it take
-                at most half of the memory. "alike" does so where no kernel of several pixels sums over more than 576
-                products, which rounds as far as the model itself. In bfloat16 both give the model its inputs channels
-                last. Of differences of scores both scores are to be swept alike, since rounding shows in them.
+                of our own, and batch norms part of them, which is up to twice as fast and rounds up to half as far
+                again, where the model returns the same then but for rounding, and the weights that are made ready for
+                it take at most half of the memory. "alike" does so where no kernel of several pixels sums over more
+                than 576 products, which rounds as far as the model itself. In bfloat16 both give the model its inputs
+                channels last. Of differences of scores both scores are to be swept alike, since rounding shows in them.
             sizes: how many there are in each batch, for inputs that take less memory than whole ones (`Patched`); by
                 default as many as fit the budget.
 
