@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import nullcontext, suppress
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
@@ -443,15 +442,12 @@ class Request:
             every: list[Tensor] = []  # of all batches one: small ones in between would break the memory into pieces
 
             def scored(start: int, stop: int) -> None:
-                rows, score = picked[start:stop], self._scores
+                rows, scores = picked[start:stop], None
                 if rounding != "same":
-                    score = partial(self._fast_scores, wide=rounding == "any")
-                try:
-                    scores = score(make(start, stop), rows, probability=probability)
-                except (Exception, Unfoldable):
-                    if rounding == "same":
-                        raise
-                    # The network as it is tells whether that is an error. By now it may have written to its inputs.
+                    with suppress(Exception, Unfoldable):  # the network as it is tells whether that is an error
+                        wide = rounding == "any"
+                        scores = self._fast_scores(make(start, stop), rows, probability=probability, wide=wide)
+                if scores is None:  # by now it may have written to its inputs
                     scores = self._scores(make(start, stop), rows, probability=probability)
                 if not every:
                     every.append(scores.new_empty(count, *scores.shape[1:]))
