@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
@@ -652,24 +652,21 @@ class Request:
         return self._shared.once("folding", lambda: Folding(self.model))
 
     def _folds(self, x: Tensor) -> bool:
-        """Whether folding helps, and the model returns the same then for an input, (1, C, H, W)."""
-        if not self._folding.helps:
-            return False
-        try:
-            with self._folding:
-                folded = self.forward(_twice(x, torch.channels_last))
-            return _same_but_for_rounding(self.forward(_twice(x, torch.contiguous_format)), folded)
-        except (Exception, Unfoldable):  # noqa: BLE001  # whatever it is, the model is run as it is
-            return False
+        return self._folding.helps and self._indifferent(x, self._folding)
 
     def _tried(self, name: str, x: Tensor, trial: Callable[[Tensor], bool]) -> bool:
-        """Return what a trial on such an input, (1, C, H, W), found when the model was first asked for it."""
+        """Return what a trial on two of such an input, (1, C, H, W), found when the model was first asked for it.
+
+        Of a single one `view` may succeed where it fails for more; it is tried on one where two do not fit the memory.
+        """
+        example = x.detach() if self._inputs is None else None
 
         def tried() -> bool:
+            count = 2 if 2 * need(self._survey(example), backward=False) <= self.memory else 1
             with torch.no_grad():
-                return trial(x)
+                return trial(x.expand(count, -1, -1, -1))
 
-        return self.kept(("tried", name, self.ends), None, tried, x.detach() if self._inputs is None else None)
+        return self.kept(("tried", name, self.ends), None, tried, example)
 
     def _survey(self, example: Tensor | None = None) -> Survey:
         """Return what a forward pass of such an input does; of the samples where none is given."""
@@ -689,14 +686,14 @@ class Request:
         last = self._tried(_LAYOUT, x[:1], self._indifferent)
         return x.contiguous(memory_format=torch.channels_last) if last else x
 
-    def _indifferent(self, x: Tensor) -> bool:
-        """Whether the model returns the same for an input, (1, C, H, W), in either layout; `view` may fail in one."""
-        plain = self.forward(_twice(x, torch.contiguous_format))
+    def _indifferent(self, x: Tensor, inside: AbstractContextManager[Any] | None = None) -> bool:
+        """Whether the model returns the same for inputs, (N, C, H, W), in either layout; channels last in a context."""
         try:
-            other = self.forward(_twice(x, torch.channels_last))
-        except RuntimeError:
+            with inside or nullcontext():
+                other = self.forward(x.clone(memory_format=torch.channels_last))
+            return _same_but_for_rounding(self.forward(x.clone(memory_format=torch.contiguous_format)), other)
+        except (Exception, Unfoldable):  # noqa: BLE001  # whatever it is (`view` fails in one), the model is run as it is
             return False
-        return _same_but_for_rounding(plain, other)
 
     def _reduced(self, output: Any, index: Tensor, *, unmodified: bool, probability: bool = False) -> Tensor:
         """Return the scores of all targets, (rows, K), in an output whose row i belongs to sample index[i]."""
@@ -765,11 +762,6 @@ def _plain(output: Any, x: Tensor) -> Any:
     from .incremental import densified  # only where patches are made, so that `import cnnviz` stays light
 
     return densified(output)
-
-
-def _twice(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return two of an input, (2, C, H, W): of a single one `view` may succeed where it fails for more."""
-    return x.expand(2, -1, -1, -1).clone(memory_format=layout)
 
 
 def _same_but_for_rounding(a: Any, b: Any) -> bool:

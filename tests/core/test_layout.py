@@ -116,6 +116,22 @@ def test_a_target_may_fail_in_the_other_layout(x: Tensor) -> None:
     torch.testing.assert_close(*made)
 
 
+class One(Watched):
+    """Takes one image at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x) == 1
+        return super().forward(x)
+
+
+def test_networks_of_one_image_are_run_as_they_are(x: Tensor) -> None:
+    torch.manual_seed(1)
+    net = One().eval()
+    made = cnnviz.explain(net, x[:1], "feature-inversion", layer="body", steps=2, seed=0)
+    assert isinstance(made, cnnviz.Gallery)
+    assert made.images.shape == (1, 3, 6, 6)
+
+
 def test_nothing_is_laid_out_unless_it_is_asked_for(x: Tensor) -> None:
     swept(Watched().eval(), x)
     assert not any(GIVEN)
