@@ -633,7 +633,7 @@ class Request:
         return scores
 
     def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool, wide: bool) -> Tensor:
-        """Return the scores of made inputs but for rounding; wide kernels of several pixels are run as they are or not.
+        """Return the scores of made inputs but for rounding; with wide kernels of several pixels only where told so.
 
         Raises:
             Unfoldable: it takes another run without that, as it does after any exception.
@@ -641,8 +641,8 @@ class Request:
         if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
             return self._scores(self.laid_out(x), rows, probability=probability)
         folding = self._folding
-        few = (wide or folding.narrow) and folding.size <= self.memory // 2  # a batch takes half at most, see `need`
-        if not few or not self._tried(_OWN, x[:1], self._folds):
+        allowed = (wide or folding.narrow) and folding.size <= self.memory // 2  # a batch takes the other, see `need`
+        if not allowed or not self._tried(_OWN, x[:1], self._folds):
             return self._scores(x, rows, probability=probability)
         with folding:  # and a clone, since a map of one channel is channels last in name alone
             return self._scores(x.clone(memory_format=torch.channels_last), rows, probability=probability)
