@@ -633,7 +633,7 @@ class Request:
         return scores
 
     def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool, wide: bool) -> Tensor:
-        """Return the scores of made inputs but for rounding; with wide kernels of several pixels only where told so.
+        """Return the scores of made inputs but for rounding; of a model with wide kernels as they are, unless `wide`.
 
         Raises:
             Unfoldable: it takes another run without that, as it does after any exception.

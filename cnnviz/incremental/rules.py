@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models import fold
-from ..models.convolution import TILE, Pack, by_tiles, convolved, has_kernel, padded
+from ..models.convolution import TILE, Pack, by_tiles, convolved, has_kernel
 from ..models.receptive_field import pair
 from ..ops import Joined, Overlaid, changed_spans, conv_cat, overlay_cat, packed_kernel
 from .geometry import Pair, Window, united
@@ -111,15 +111,13 @@ class _Convolution(NamedTuple):
             assert isinstance(x, Tensor)
             made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
-        if any(padding):
-            assert isinstance(x, Tensor)
-            x = padded(x, padding)
         low, high = self.limits
         return convolved(
             x,
             self.weight.shape,
             self._kernel,
             stride=self.stride,
+            padding=padding,
             dilation=self.dilation,
             groups=self.groups,
             low=low,

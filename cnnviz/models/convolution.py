@@ -36,10 +36,8 @@ def packed_size(shape: Sequence[int], stride: tuple[int, ...], dilation: tuple[i
     return 4 * -(-shape[0] // PANEL) * PANEL * shape[1] * pixels
 
 
-def padded(x: Tensor, padding: tuple[int, int]) -> Tensor | Overlaid:
+def _padded(x: Tensor, padding: tuple[int, int]) -> Overlaid:
     """Return maps, (K, C, H, W), with zeros around, which are not made where a kernel looks there itself."""
-    if not any(padding):
-        return x
     (count, _, *sides), device = x.shape, torch.device("cpu")
     corner = -torch.tensor(padding, device=device).expand(count, 2).contiguous()
     size = (sides[0] + 2 * padding[0], sides[1] + 2 * padding[1])
@@ -52,25 +50,30 @@ def convolved(
     kernel: Callable[[Pack], tuple[Tensor, Tensor]],
     *,
     stride: tuple[int, int],
+    padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
     low: float = -math.inf,
     high: float = math.inf,
     added: Tensor | Overlaid | None = None,
 ) -> Tensor:
-    """Convolve without padding by the kernel that takes least: (K, C, h, w) -> (K, M, *size), channels last.
+    """Convolve by the kernel that takes least: (K, C, h, w) -> (K, M, *size), channels last.
 
     Args:
         x: as `cnnviz.ops.conv_crops` takes it.
         shape: the weight's.
         kernel: returns the weight, packed so, and the bias.
         stride: (height, width).
+        padding: likewise, of maps; crops have theirs.
         dilation: likewise.
         groups: one that `has_kernel`.
         low: what is below is set to it.
         high: what is above is set to it.
         added: is added before.
     """
+    if any(padding):
+        assert isinstance(x, Tensor)
+        x = _padded(x, padding)
     rows, columns = x.shape[2] - 2, x.shape[3] - 2
     tiles = -(-rows // 2) * -(-columns // 2)  # at a side of odd length a half of the last one is nobody's
     if by_tiles(shape, stride, dilation, groups) and tiles * TILE < 9 * rows * columns:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from ..ops._layout import memory_format
-from .convolution import Pack, by_tiles, convolved, has_kernel, packed_size, padded
+from .convolution import Pack, by_tiles, convolved, has_kernel, packed_size
 from .state import known_by
 
 _FEW: Final = 256  # products; PyTorch sums them in one go as fast as our kernels do, and errs as far as in any layout
@@ -45,8 +45,9 @@ class Folding:
         every = [one for one in module.modules() if isinstance(one, (nn.Conv2d, nn.ConvTranspose2d))]
         self._waiting = [one for one in every if isinstance(one, nn.Conv2d) and _is_plain(one)]
         self._own = {one for one in self._waiting if _is_for_us(one)}
-        self.helps = bool(self._waiting) and all(one in self._own or _rounds_well(one) for one in every)
-        self.narrow = all(_rounds_well(one) for one in every)
+        wide = {one for one in every if not _rounds_well(one)}
+        self.helps = bool(self._waiting) and wide <= self._own
+        self.narrow = not wide
         self.size = sum(_size_of(one, packed=one in self._own) for one in self._waiting)
         self._kernels: dict[nn.Conv2d, tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
 
@@ -79,8 +80,8 @@ class Folding:
 
         fits = x.device.type == "cpu" and len(x) > 0 and x.shape[1] == weight.shape[1]
         if fits and convolution in self._own and x.is_contiguous(memory_format=torch.channels_last):
-            around = padded(x, padding)
-            return convolved(around, weight.shape, kernel, stride=stride, dilation=dilation, groups=groups)
+            settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+            return convolved(x, weight.shape, kernel, **settings)
         if norm:
             weight, bias = kernel(_LAID[memory_format(x)])
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)

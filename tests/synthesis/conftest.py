@@ -1,5 +1,5 @@
 """These networks are as small as those of techniques' tests."""
 
-from tests.techniques.conftest import one_thread
+from tests.techniques.conftest import on_one_thread
 
-__all__ = ["one_thread"]
+__all__ = ["on_one_thread"]

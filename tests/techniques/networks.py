@@ -28,7 +28,7 @@ def network(name: str, dtype: torch.dtype) -> nn.Module:
     """Return the network in eval mode; float32 and float64 hold the same weights. It is shared: not to be changed."""
     if dtype != torch.float32:
         return copy.deepcopy(network(name, torch.float32)).to(dtype)
-    with torch.random.fork_rng(), _one_thread():
+    with torch.random.fork_rng(), one_thread():
         torch.manual_seed(0)
         # These warn until they are told whether to draw their (slow) initial weights and to keep their auxiliary heads
         extra = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
@@ -38,8 +38,8 @@ def network(name: str, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sum in one order, so that weights that are told from passes of the network have the same bits in every test."""
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, so that what is summed has the same bits in every test."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
