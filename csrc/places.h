@@ -5,6 +5,9 @@
 
 namespace cnnviz {
 
+// Rows and columns this far away are refused, so that no sum with a size overflows; as cnnviz/ops/_check.py has it.
+constexpr int64_t kFar = int64_t{1} << 30;
+
 // The place of the first of `count` numbers that is not in [start, stop), or -1.
 inline int64_t first_outside(const int64_t* values, int64_t count, int64_t start, int64_t stop) {
   for (int64_t i = 0; i < count; ++i)

@@ -64,6 +64,12 @@ inline void check_index(const Tensor& index, int64_t count) {
   STD_TORCH_CHECK(wrong < 0, "index ", wrong, " lies outside of the images");
 }
 
+inline void check_corners(const Tensor& yx, int64_t count) {
+  STD_TORCH_CHECK(yx.numel() == 2 * count, "there is not one row and one column for each of ", count, " patches");
+  const int64_t wrong = first_outside(numbers(yx), 2 * count, -kFar, kFar);
+  STD_TORCH_CHECK(wrong < 0, "row and column ", wrong / 2, " lie too far away");
+}
+
 inline void check_windows(const Tensor& windows, int64_t count, int64_t height, int64_t width) {
   const int64_t wrong = first_bad_window(numbers(windows), windows.size(0), count, height, width);
   STD_TORCH_CHECK(wrong < 0, "window ", wrong, " lies outside of the images");

@@ -13,7 +13,6 @@ from .. import __version__, ops
 from ..errors import ModelError, OptionError
 from ..incremental import Unfollowed
 from ..incremental import plan as plan_of
-from ..models import replicate
 from ..registry import Registry, metrics, techniques
 from .common import JsonOption, load, show_json, show_table
 
@@ -67,7 +66,7 @@ def _plan(model: str, window: int, *, json: bool) -> None:
     if window > room:
         raise OptionError(f"--window: got {window}, expected at most the image's {room} pixels")
     try:
-        steps = plan_of(replicate(loaded.module), loaded.example(), (window, window))
+        steps = plan_of(loaded.module, loaded.example(), (window, window))
     except Unfollowed as error:
         raise ModelError(f"'{model}' cannot be followed, since {error}; occlusion runs whole images") from error
     whole, done = sum(step.whole for step in steps), sum(step.done for step in steps)

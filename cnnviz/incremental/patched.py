@@ -41,12 +41,14 @@ class Visit:
         size: (height, width) of its whole result.
         products: that make one pixel.
         cost: of one pixel, in the time that a product takes.
+        kept: bytes of what is made of its weights and kept, at most.
     """
 
     spans: Tensor
     size: Pair
     products: int
     cost: int
+    kept: int
 
 
 class Base:
@@ -60,21 +62,24 @@ class Base:
         device: what the maps are run on, or, where they are on the meta device, what they stand for; None if the same.
         channels_last: whether the network's own maps would lie so in memory.
         least: changes at the rim of a patch that are below this share of its largest go no further; 0 keeps all.
+        frugal: whether nothing as large as weights may be made of them and kept.
         refused: why patches cannot be taken through, once that is known.
         visits: what layers did for the patches of this pass; None where nobody asks.
         watch: is entered where a function sees whole maps.
     """
 
-    def __init__(self, weights: Base | None = None, *, like: Tensor | None = None) -> None:
+    def __init__(self, weights: Base | None = None, *, like: Tensor | None = None, frugal: bool = False) -> None:
         """Begin with nothing known.
 
         Args:
             weights: what was made of weights alone for other images.
             like: the image; its device and its layout in memory are those of maps.
+            frugal: see the class.
         """
         self.weights = weights or self
         self.device = None if like is None else like.device
         self.channels_last = like is not None and memory_format(like) == torch.channels_last
+        self.frugal = frugal
         self._known: dict[tuple[Any, ...], Any] = {}
         self._alive: list[Any] = []  # ids stay unique as long as their tensors live
         self._first: int | None = None
@@ -90,7 +95,9 @@ class Base:
 
     def result(self, call: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Return what `compute` returned when the same was called before: a function's name and its arguments."""
-        key = known_by(call)
+        key, kind = known_by(call), self.device.type if self.device else "cpu"
+        if torch.is_autocast_enabled(kind):  # it may be on for a part of the network
+            key = key, torch.get_autocast_dtype(kind)
         if key not in self._known:
             if self._first is not None and len(self._known) > _MORE * self._first + _SOME:
                 raise self.refusal("it makes other tensors in each pass, so that nothing can be kept")
@@ -98,11 +105,11 @@ class Base:
             self._alive.append(call)
         return self._known[key]
 
-    def visit(self, spans: Tensor, size: Pair, weights: Tensor, cost: int) -> None:
-        """Note that a layer with such weights computes these spans of a result of such a size."""
+    def visit(self, spans: Tensor, size: Pair, weights: Tensor, cost: int, kept: int = 0) -> None:
+        """Note that a layer with such weights computes these spans of a result of such a size; see `Visit`."""
         if self.visits is not None:
             moved = _MOVED * (weights.shape[0] + weights.shape[1])
-            self.visits.append(Visit(spans, size, weights.numel(), cost + moved))
+            self.visits.append(Visit(spans, size, weights.numel(), cost + moved, kept))
 
     def refusal(self, why: str) -> Unfollowed:
         """Return what to raise; the reason is kept, should something on the way turn it into another error."""

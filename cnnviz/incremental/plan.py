@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import OptionError
+from ..models import replicate
 from ..models.receptive_field import function_name, tensors_in
 from .geometry import Pair
 from .patched import Base, Patched, Unfollowed, patched_in
@@ -37,10 +39,17 @@ class Step:
 def plan(model: nn.Module, image: Tensor, window: Pair) -> list[Step]:
     """Return what a forward pass does of an image, (1, C, H, W), of which a window in the middle was changed.
 
+    The model is left as it is; a twin of it is run in eval mode.
+
     Raises:
+        OptionError: the window is empty or larger than the image.
         Unfollowed: the network does something that patches cannot be taken through, or other things with whole images.
     """
     height, width = window
+    if not (1 <= height <= image.shape[2] and 1 <= width <= image.shape[3]):
+        told = f"a height and width of 1 to {tuple(image.shape[2:])}"
+        raise OptionError(f"window: got {(height, width)}, expected {told}, the size of the image")
+    model = replicate(model)
     corner = torch.tensor([[(image.shape[2] - height) // 2, (image.shape[3] - width) // 2]], device="cpu")
     patch = image.new_zeros(1, image.shape[1], height, width)
     base = Base()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models import fold
-from ..models.convolution import TILE, Pack, by_tiles, convolved, has_kernel
+from ..models.convolution import TILE, Pack, by_tiles, convolved, has_kernel, packed_size
 from ..models.receptive_field import pair
 from ..ops import Joined, Overlaid, changed_spans, conv_cat, overlay_cat, packed_kernel
 from .geometry import Pair, Window, united
@@ -36,6 +37,7 @@ class _Convolution(NamedTuple):
         base: (1, C, H, W), before it.
         weight: as torch takes it, like the rest.
         bias: as torch takes it.
+        norm: of the batch norm that is a part of it, as `fold` takes it; nothing where there is none.
         stride: (height, width), like the rest.
         padding: of the base.
         dilation: likewise.
@@ -58,6 +60,7 @@ class _Convolution(NamedTuple):
     dilation: Pair
     groups: int
     native: bool
+    norm: tuple[Any, ...] = ()
     limits: tuple[float, float] = _NONE
     x: Tensor | Overlaid | _Concatenation | None = None
     whole: bool = False
@@ -72,7 +75,7 @@ class _Convolution(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether nothing behind it is a part of it yet that would have to come first."""
+        """Whether nothing behind it is a part of it yet but for a batch norm."""
         return self.limits == _NONE and self.added is None
 
     @property
@@ -91,6 +94,13 @@ class _Convolution(NamedTuple):
         products = self.weight.numel()
         return products * TILE // 36 if self.tiled else products
 
+    @property
+    def kept(self) -> int:
+        """How many bytes are kept of its weight as a kernel takes it, and a batch norm with it, at most."""
+        if self.native:
+            return packed_size(self.weight.shape, self.stride, self.dilation)
+        return self.weight.numel() * self.weight.element_size()
+
     def run(self) -> Tensor:
         assert self.x is not None
         if isinstance(self.x, _Concatenation):
@@ -102,14 +112,17 @@ class _Convolution(NamedTuple):
         """Return what it makes of the base."""
         settings = (self.stride, self.padding, self.dilation, self.groups, self.limits)
         made: Tensor = self.source.result(
-            ("conv2d", self.base, self.weight, self.bias, *settings), lambda: self._of(self.base, self.padding)
+            ("conv2d", self.base, self.weight, self.bias, self.norm, *settings),
+            lambda: self._of(self.base, self.padding),
         )
         return made
 
     def _of(self, x: Tensor | Overlaid, padding: Pair, added: Tensor | Overlaid | None = None) -> Tensor:
         if not self.native:
             assert isinstance(x, Tensor)
-            made = functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            weight, bias = self._kernel(_as_it_is) if self.norm else (self.weight, self.bias)
+            with _without_autocast(self.source, x):  # it may have begun since
+                made = functional.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
             return made if self.limits == _NONE else made.clamp_(*self.limits)
         low, high = self.limits
         return convolved(
@@ -126,18 +139,25 @@ class _Convolution(NamedTuple):
         )
 
     def _kernel(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the weight as a kernel takes it, and the bias."""
-        call = (pack, self.weight, self.groups)
-        packed: Tensor = self.source.weights.result(call, lambda: pack(self.weight, self.groups))
-        return packed, self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        """Return the weight as a kernel takes it, and the bias, with the batch norm in both."""
+
+        def packed() -> tuple[Tensor, Tensor]:
+            weight, bias = self.weight, self.bias
+            if self.norm:
+                *moments, eps = self.norm
+                weight, bias = fold(weight, bias, *moments, eps=eps)
+            return pack(weight, self.groups), weight.new_zeros(len(weight)) if bias is None else bias
+
+        made: tuple[Tensor, Tensor] = self.source.weights.result(
+            (pack, self.weight, self.bias, self.groups, self.norm), packed
+        )
+        return made
 
     def scaled(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> _Convolution:
         """Return the convolution that a batch norm behind it makes one with."""
-        parts = (self.weight, self.bias, mean, variance, weight, bias)
-        kernel, offset = self.source.weights.result(("folded", *parts, eps), lambda: fold(*parts, eps=eps))
-        return self._replace(weight=kernel, bias=offset)
+        return self._replace(norm=(mean, variance, weight, bias, eps))
 
 
 class _Concatenation(NamedTuple):
@@ -206,15 +226,35 @@ class _Concatenation(NamedTuple):
         return self._replace(scale=scale, shift=shift)
 
 
+def _as_it_is(weight: Tensor, groups: int) -> Tensor:  # torch's kernels take it so
+    return weight
+
+
+def _kind(source: Base, base: Tensor) -> str:
+    """Return the type of the device that a map is run on, or stands for one that is."""
+    return (source.device or base.device).type
+
+
+def _autocast(source: Base, base: Tensor) -> torch.dtype | None:
+    """Return to what type convolutions of such maps are cast here; None where they are not."""
+    kind = _kind(source, base)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _without_autocast(source: Base, base: Tensor) -> AbstractContextManager[Any]:
+    cast = _autocast(source, base)
+    return nullcontext() if cast is None else torch.autocast(_kind(source, base), enabled=False)
+
+
+def _cast(value: Tensor, to: torch.dtype) -> Tensor:
+    """Return what autocast makes of a tensor that a convolution takes."""
+    return value.to(to) if value.is_floating_point() and value.dtype != torch.float64 else value
+
+
 def _native(source: Base, base: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether a convolution of such maps is run by the kernel for many small ones."""
-    plain = base.dtype == weight.dtype == torch.float32 and _on_cpu(source, base)
+    plain = base.dtype == weight.dtype == torch.float32 and _kind(source, base) == "cpu" and not source.frugal
     return plain and has_kernel(weight.shape, groups)
-
-
-def _on_cpu(source: Base, base: Tensor) -> bool:
-    """Whether a map is run on the CPU, or stands for one that is."""
-    return (source.device or base.device).type == "cpu"
 
 
 def _through_windows(
@@ -282,6 +322,13 @@ def _conv2d(
             return NotImplemented
         padding = (around[0] // 2, around[1] // 2)
     margin = (0, 0) if padding == "valid" else pair(padding)
+    cast = _autocast(input.source, input.base)
+    if cast is not None:
+        before, known = input.base, input.source.weights
+        base = input.source.result(("cast", before, cast), lambda: _cast(before, cast))
+        input = input.with_values(base, _cast(input.patch, cast))  # noqa: A001  # as torch calls it
+        weight = known.result(("cast", weight, cast), lambda: _cast(weight, cast))
+        bias = None if bias is None else known.result(("cast", bias, cast), lambda: _cast(bias, cast))
     native = _native(input.source, input.base, weight, groups)
     call = _Convolution(input.source, input.base, weight, bias, steps, margin, spread, groups, native)
     window = Window(kernel, steps, margin, spread)
@@ -290,7 +337,7 @@ def _conv2d(
         return NotImplemented
     before, like = input.unfinished, Like((1, weight.shape[0], *size), input.dtype, input.device)
     if native and isinstance(before, _Concatenation) and window == _ONE and groups == 1:
-        input.source.visit(input.spans, size, weight, call.cost)
+        input.source.visit(input.spans, size, weight, call.cost, call.kept)
         return input.with_values(call.of_base, call._replace(x=before), like=like)
     result = _through_windows(
         input,
@@ -302,7 +349,9 @@ def _conv2d(
         like=like,
         looks=call.looks,
     )
-    input.source.visit(result.spans, size, weight, call.cost)
+    input.source.visit(result.spans, size, weight, call.cost, call.kept)
+    if cast is not None:  # a batch norm behind it is in another type, and rounds once more
+        _ = result.patch, result.base
     return result
 
 
@@ -354,13 +403,15 @@ def _avg_pool2d(
     def whole(x: Tensor, divisor: int | None) -> Tensor:
         return functional.avg_pool2d(x, kernel, steps, margin, ceil_mode, count_include_pad, divisor)
 
+    def corrected(ones: Tensor) -> Tensor:
+        """Return by how much a mean over fewer pixels, at the border, is larger than one with the padding's zeros."""
+        return (whole(ones, divisor_override) / (whole(ones, 1) / (kernel[0] * kernel[1]))).to(input.base.dtype)
+
     base, factor = input.source.result(
         ("avg_pool2d", input.base, kernel, steps, margin, ceil_mode, count_include_pad, divisor_override),
-        # A mean over fewer pixels, at the border, is larger than the one with the padding's zeros.
         lambda: (
             whole(input.base, divisor_override),
-            whole(torch.ones_like(input.base[:, :1]), divisor_override)
-            / (whole(torch.ones_like(input.base[:, :1]), 1) / (kernel[0] * kernel[1])),
+            corrected(torch.ones_like(input.base[:, :1], dtype=torch.double)),
         ),
     )
     return _through_windows(
@@ -442,7 +493,7 @@ def _batch_norm(
         return NotImplemented
     given = (running_mean, running_var, weight, bias)
     before = input.unfinished
-    if isinstance(before, (_Convolution, _Concatenation)) and before.plain:
+    if _takes_norm(before, input.source):
         folded = before.scaled(running_mean, running_var, weight, bias, eps)
         return input.with_values(folded.of_base, folded)
     alone = _Convolution.of_one(input.source, input.base)
@@ -455,6 +506,13 @@ def _batch_norm(
 
     base = input.source.result(("batch_norm", input.base, *given, eps), lambda: normalised(input.base))
     return input.with_values(base, normalised(input.patch))
+
+
+def _takes_norm(before: Any, source: Base) -> TypeGuard[_Convolution | _Concatenation]:
+    """Whether a batch norm can be a part of what is still to be run."""
+    if isinstance(before, _Convolution):
+        return before.plain and not before.norm and not source.frugal
+    return isinstance(before, _Concatenation) and before.plain
 
 
 def _over_channels(call: tuple[Any, ...], input: Patched, function: Callable[[Tensor], Tensor]) -> Patched:
@@ -583,7 +641,7 @@ def _cat(_: Any, tensors: Any, dim: int = 0) -> Any:
     if not _alike(parts) or parts[0].base.dim() != 4 or dim % 4 != channels % 4:
         return NotImplemented
     (spans, places, extent), source, bases = _around(parts), parts[0].source, tuple(part.base for part in parts)
-    if not parts[0].last and all(base.dtype == torch.float32 and _on_cpu(source, base) for base in bases):
+    if not parts[0].last and all(base.dtype == torch.float32 and _kind(source, base) == "cpu" for base in bases):
         at = tuple(part.places for part in parts)
         joined = _Concatenation(source, bases, tuple(part.patch for part in parts), at, places, extent)
         like = Like((1, sum(base.shape[1] for base in bases), *bases[0].shape[2:]), torch.float32, bases[0].device)

@@ -21,7 +21,13 @@ _TOGETHER: Final = 64  # patches that go through the network at once
 
 
 class Sweeps(Protocol):
-    """What scores inputs: a `cnnviz.Request`."""
+    """What scores inputs: a `cnnviz.Request`.
+
+    Attributes:
+        memory: budget in bytes.
+    """
+
+    memory: int
 
     @property
     def ends(self) -> str | None:
@@ -119,7 +125,8 @@ class Changes:
             raise Unfollowed(survey)
         if survey.saving < worth:
             return None
-        run = _Run(self, request, sample, share, least)
+        # Half of the memory may be kept weights, since a batch takes the other half.
+        run = _Run(self, request, sample, share, least, frugal=survey.kept > request.memory // 2)
         every = torch.arange(len(self.boxes), device="cpu")
         with _refused_by(run.base):
             if wanted is None:
@@ -189,11 +196,13 @@ class _Survey:
         layers: what they do.
         seen: numbers of the boxes.
         saving: how many times as many products a whole image takes as the one in the middle of them.
+        kept: bytes of what is made of weights and kept, at most.
     """
 
     layers: Layers
     seen: Tensor
     saving: float
+    kept: int
 
     def grouped(self, changes: Changes, numbers: Tensor, together: int) -> list[Tensor]:
         """Return boxes in batches, of so many at most, that suit the sizes which those come to."""
@@ -239,7 +248,8 @@ def surveyed(
     counts, visits = [count for count, _ in made], [noted for _, noted in made]
     weights = counted.weights // len(made) + sum(visit.products for visit in visits[0])
     layers = Layers.of(visits, counts, weights)
-    return _Survey(layers, seen, layers.saving(len(seen) // 2, counted.count / len(seen)))
+    kept = sum(visit.kept for visit in visits[0])
+    return _Survey(layers, seen, layers.saving(len(seen) // 2, counted.count / len(seen)), kept)
 
 
 class _Run:
@@ -250,9 +260,16 @@ class _Run:
     """
 
     def __init__(
-        self, changes: Changes, request: Sweeps, sample: int, share: tuple[float, float], least: float
+        self,
+        changes: Changes,
+        request: Sweeps,
+        sample: int,
+        share: tuple[float, float],
+        least: float,
+        *,
+        frugal: bool,
     ) -> None:
-        self.base = Base(request.once(("incremental", "weights"), Base), like=changes.image)
+        self.base = Base(request.once(("incremental", "weights"), Base), like=changes.image, frugal=frugal)
         self.base.least = least
         self._changes, self._request, self._sample, self._share = changes, request, sample, share
         self._order: list[Tensor] = []

@@ -21,7 +21,7 @@ def stamp(module: nn.Module) -> Hashable:
     """
     # Every call of an explainer pays for this twice, for small networks a tenth of its time.
     native = host()
-    made: Hashable = _stamp(module) if native is None else native.stamp(module, _held)
+    made: Hashable = _stamp(module) if native is None else native.stamp(module, _held, _TORCHS)
     return made
 
 
@@ -36,7 +36,7 @@ def _stamp(module: nn.Module) -> Hashable:
                 if tensor is not None:
                     seen += _written(tensor)
         for key, value in own.items():
-            if key[:1] == "_" or key == "training":  # torch's own tables
+            if key in _TORCHS:
                 continue
             kind = type(value)
             plain = kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value)))
@@ -56,6 +56,7 @@ def distinct(module: nn.Module) -> list[nn.Module]:
     return parts
 
 
+_TORCHS: Final = frozenset((*nn.Module().__dict__, "_compiled_call_impl"))  # torch's own tables, and training mode
 _PLAIN: Final = frozenset((bool, int, float, str, type(None)))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 
 class Operator:
@@ -34,8 +36,17 @@ class Operator:
         self._recorded = type(defined._name, (torch.autograd.Function,), body)
 
     def __call__(self, *arguments: Any) -> Tensor:
-        """Call the operator with all its arguments in their order."""
+        """Call the operator with all its arguments in their order.
+
+        Raises:
+            NotImplementedError: a derivative is taken in forward mode, which torch would silently answer with zero.
+        """
         made: Tensor
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, tree_leaves(arguments))):
+            raise NotImplementedError(
+                f"{self._call}: got a tensor with a tangent, expected none, since it has no forward-mode derivative; "
+                "take it in reverse mode (torch.autograd.grad, torch.func.vjp), or use PyTorch's own functions"
+            )
         if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             made = self._call(*arguments)
         elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
@@ -44,3 +55,7 @@ class Operator:
             with torch._C._AutoDispatchBelowAutograd():
                 made = self._call(*arguments)
         return made
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]

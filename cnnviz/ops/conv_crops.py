@@ -27,8 +27,17 @@ def packed_kernel(weight: Tensor, groups: int = 1) -> Tensor:
     Returns:
         (ceil(M / 64), kh, kw, C, 64), with zeros for the channels that M lacks; for a kernel for each channel
         (kh, kw, C).
+
+    Raises:
+        ValueError: another shape or type, or groups of several channels.
     """
-    if groups > 1:
+    each = groups > 1
+    if weight.dim() != 4 or weight.dtype != torch.float32 or (each and (len(weight), weight.shape[1]) != (groups, 1)):
+        raise ValueError(
+            f"packed_kernel: weight is {tuple(weight.shape)} {weight.dtype} with groups={groups}, expected "
+            "(M, C, kh, kw) in float32 with groups=1, or (C, 1, kh, kw) with groups=C"
+        )
+    if each:
         return weight[:, 0].permute(1, 2, 0).contiguous()
     made = len(weight)
     padded = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -made % PANEL))
@@ -66,6 +75,10 @@ def conv_crops(
     Raises:
         ValueError: shapes or types do not fit.
     """
+    if min(*stride, *dilation) < 1:
+        raise ValueError(
+            f"conv_crops: stride is {stride} and dilation {dilation}, expected (height, width) of at least 1 each"
+        )
     each = kernel.dim() == 3
     if isinstance(x, Overlaid) and not each:
         x = overlay_crop(*x)

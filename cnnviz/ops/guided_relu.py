@@ -25,18 +25,27 @@ def guided_relu(x: Tensor, rule: Rule = "guided") -> Tensor:
     Raises:
         ValueError: `x` is no floating tensor, or the rule is unknown.
     """
-    if rule not in _RULES:
-        raise ValueError(f"guided_relu: rule is {rule!r}, expected one of {', '.join(map(repr, _RULES))}")
-    _check.floating("guided_relu", "x", x, "…" * x.dim() if isinstance(x, Tensor) else "…")
+    _checked("guided_relu", x, rule)
     return _forward(x, rule)
 
 
 def guided_relu_(x: Tensor, rule: Rule = "guided") -> Tensor:
-    """Do the same in place, in one pass over memory; what `guided_relu` would return is in `x`, which is returned."""
+    """Do the same in place, in one pass over memory; what `guided_relu` would return is in `x`, which is returned.
+
+    Raises:
+        ValueError: as there.
+    """
+    _checked("guided_relu_", x, rule)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x.relu_()
     made: Tensor = _InPlace.apply(x, rule)
     return made
+
+
+def _checked(operator: str, x: Tensor, rule: str) -> None:
+    if rule not in _RULES:
+        raise ValueError(f"{operator}: rule is {rule!r}, expected one of {', '.join(map(repr, _RULES))}")
+    _check.floating(operator, "x", x, "…" * x.dim() if isinstance(x, Tensor) else "…")
 
 
 class _InPlace(torch.autograd.Function):

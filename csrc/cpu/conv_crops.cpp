@@ -118,6 +118,7 @@ Tensor conv_crops(const std::vector<Tensor>& parts, const Sizes& size, const Ten
   for (int64_t axis : {0, 1}) {
     job.kernel[axis] = weight.size(each ? axis : axis + 1);
     job.stride[axis] = stride[axis], job.dilation[axis] = dilation[axis];
+    STD_TORCH_CHECK(stride[axis] > 0 && dilation[axis] > 0, "a stride or dilation is below 1");
     const int64_t room = sides[axis] - dilation[axis] * (job.kernel[axis] - 1);
     STD_TORCH_CHECK(room > 0, "the kernel is larger than the maps");
     made[axis] = (room - 1) / stride[axis] + 1;

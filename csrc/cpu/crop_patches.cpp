@@ -8,6 +8,7 @@ Tensor crop_patches(const Tensor& images, const Tensor& index, const Tensor& yx,
   Tensor made = empty(images, {count, channels, size[0], size[1]}, channels_last);
   const Tensor cut = with_dense_rows(images, channels_last), image = in_order(index), corner = in_order(yx);
   check_index(image, images.size(0));
+  check_corners(corner, count);
   by_element_size(images, [&](auto element) {
     using T = decltype(element);
     write_crops(Crops<T>{fresh<T>(made), Source<T>(cut, channels_last), numbers(image), numbers(corner),
@@ -24,6 +25,7 @@ Tensor crop_patches_backward(const Tensor& grad, const Tensor& index, const Tens
   Tensor made = empty(grad, shape, channels_last);
   const Tensor added = in_format(grad, channels_last), images_of = in_order(index), corners = in_order(yx);
   check_index(images_of, shape[0]);
+  check_corners(corners, index.size(0));
   const int64_t *image = numbers(images_of), *corner = numbers(corners);
   std::vector<std::vector<int64_t>> patches_of(shape[0]);
   for (int64_t k = 0; k < index.size(0); ++k) patches_of[image[k]].push_back(k);

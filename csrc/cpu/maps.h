@@ -24,9 +24,9 @@ class Maps {
       return;
     }
     base_ = in_format(parts[0], true), patch_yx_ = in_order(parts[2]), crop_yx_ = in_order(parts[3]);
-    STD_TORCH_CHECK(base_->size(0) == 1 && base_->size(1) == channels && patch_yx_->numel() == 2 * count &&
-                        crop_yx_->numel() == 2 * count,
-                    "base and patches are not of one size, or there is not one place for each patch");
+    STD_TORCH_CHECK(base_->size(0) == 1 && base_->size(1) == channels, "base and patches have not as many channels");
+    check_corners(*patch_yx_, count);
+    check_corners(*crop_yx_, count);
     crops_.emplace(Crops<float>{nullptr, Source<float>(*base_, true), nullptr, numbers(*crop_yx_), Planes(channels, true), height,
                                 width, 0.0f, {data(), numbers(*patch_yx_), own_->size(2), own_->size(3)}});
     zeros_.resize(channels);

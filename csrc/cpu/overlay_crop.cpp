@@ -10,6 +10,8 @@ Tensor overlay_crop(const Tensor& base, const Tensor& patch, const Tensor& patch
   Tensor made = empty(base, {count, channels, size[0], size[1]}, channels_last);
   const Tensor under = with_dense_rows(base, channels_last), over = in_format(patch, channels_last);
   const Tensor patch_corner = in_order(patch_yx), corner = in_order(crop_yx);
+  check_corners(patch_corner, count);
+  check_corners(corner, count);
   by_element_size(base, [&](auto element) {
     using T = decltype(element);
     const Patches<T> patches{static_cast<const T*>(over.const_data_ptr()), numbers(patch_corner), patch.size(2), patch.size(3)};

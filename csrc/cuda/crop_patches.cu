@@ -85,6 +85,7 @@ Tensor crop_patches(const Tensor& images, const Tensor& index, const Tensor& yx,
   if (made.numel() == 0) return made;
   const Tensor cut = in_format(images, channels_last), image = in_order(index), corner = in_order(yx);
   check_index(image, images.size(0));
+  check_corners(corner, count);
   const Planes planes(channels, channels_last);
   by_element_size(images, [&](auto element) {
     using T = decltype(element);
@@ -111,6 +112,7 @@ Tensor crop_patches_backward(const Tensor& grad, const Tensor& index, const Tens
   if (made.numel() == 0 || grad.numel() == 0) return made;
   const Tensor added = in_format(grad, channels_last), images = in_order(index), corner = in_order(yx);
   check_index(images, shape[0]);
+  check_corners(corner, index.size(0));
   const int64_t* image = numbers(images);
   const Planes planes(shape[1], channels_last);
   // Each image's patches side by side, and in their order.

@@ -61,6 +61,8 @@ Tensor overlay_crop(const Tensor& base, const Tensor& patch, const Tensor& patch
   if (made.numel() == 0) return made;
   const Tensor under = in_format(base, channels_last), over = in_format(patch, channels_last);
   const Tensor patch_corner = in_order(patch_yx), corner = in_order(crop_yx);
+  check_corners(patch_corner, count);
+  check_corners(corner, count);
   const Planes planes(channels, channels_last);
   by_element_size(base, [&](auto element) {
     using T = decltype(element);

@@ -12,7 +12,7 @@
 #include "../places.h"
 
 namespace cnnviz {
-pybind11::tuple stamp(const pybind11::object& module, const pybind11::function& held);
+pybind11::tuple stamp(const pybind11::object& module, const pybind11::function& held, const pybind11::frozenset& torchs);
 }
 
 namespace {

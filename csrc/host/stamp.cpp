@@ -21,13 +21,6 @@ bool is_plain_tuple(PyObject* value) {
   return true;
 }
 
-// The key of one of torch's own tables, or of training mode.
-bool is_torchs(PyObject* key) {
-  if (!PyUnicode_Check(key)) return false;
-  const bool hidden = PyUnicode_GET_LENGTH(key) > 0 && PyUnicode_READ_CHAR(key, 0) == '_';
-  return hidden || PyUnicode_CompareWithASCIIString(key, "training") == 0;
-}
-
 py::object owned(PyObject* made) {
   if (made == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(made);
@@ -48,7 +41,7 @@ std::vector<Named> items(PyObject* table) {
 
 class Stamp {
  public:
-  explicit Stamp(const py::function& held) : held_(held) {}
+  Stamp(const py::function& held, const py::frozenset& torchs) : held_(held), torchs_(torchs) {}
 
   void module(const py::object& one, const py::dict& own) {
     add(one);
@@ -56,7 +49,7 @@ class Stamp {
       for (const Named& named : items(py::object(own[table]).ptr()))
         if (!named.value.is_none()) tensor(named.value);
     for (const Named& named : items(own.ptr())) {
-      if (is_torchs(named.key.ptr())) continue;
+      if (torchs_.contains(named.key)) continue;
       PyObject* value = named.value.ptr();
       seen_.append(is_plain(value) || is_plain_tuple(value) ? named.value : held_(named.value));
     }
@@ -75,6 +68,7 @@ class Stamp {
   }
 
   const py::function& held_;
+  const py::frozenset& torchs_;
   const py::str data_ptr_{"data_ptr"}, is_inference_{"is_inference"}, version_{"_version"};
   const py::object unknown_ = py::int_(-1);
   py::list seen_;
@@ -82,8 +76,8 @@ class Stamp {
 
 }  // namespace
 
-py::tuple stamp(const py::object& module, const py::function& held) {
-  Stamp stamp(held);
+py::tuple stamp(const py::object& module, const py::function& held, const py::frozenset& torchs) {
+  Stamp stamp(held, torchs);
   std::vector<py::object> parts = {module};
   std::unordered_set<PyObject*> met = {module.ptr()};
   for (size_t i = 0; i < parts.size(); ++i) {

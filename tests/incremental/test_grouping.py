@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import cnnviz
 from cnnviz import OptionError
-from cnnviz.incremental import Changes, Operations
+from cnnviz.incremental import Base, Changes, Operations
 from cnnviz.incremental.geometry import boxed, spans_of
 from cnnviz.incremental.grouping import Layers, grouped
 from cnnviz.incremental.patched import Visit
@@ -22,7 +23,7 @@ from cnnviz.models import replicate
 def layers(reached: list[list[int]], side: int, cost: int = 10**6) -> Layers:
     """One layer of a square map, of which each box reaches so many rows and columns."""
     lengths = torch.tensor(reached)
-    visit = Visit(torch.stack([torch.zeros_like(lengths), lengths], 2), (side, side), cost, cost)
+    visit = Visit(torch.stack([torch.zeros_like(lengths), lengths], 2), (side, side), cost, cost, kept=0)
     return Layers.of([[visit]], [len(reached)], 0)
 
 
@@ -61,7 +62,7 @@ class Recorded:
     """Runs what it is given, and remembers how many at a time."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.net, self.sizes, self.ends = net, [], None
+        self.net, self.sizes, self.ends, self.memory = net, [], None, 1 << 30
 
     def sweep(self, make, count, rows, *, shared, share, sizes):
         assert sum(sizes) == count == len(rows)
@@ -116,6 +117,31 @@ def test_every_box_is_run_once_and_gets_its_own_score() -> None:
         expected.append(net(changed).sum())
     torch.testing.assert_close(made, torch.stack(expected), rtol=0, atol=1e-9)
     assert sum(run.sizes) == len(boxes)
+
+
+@pytest.mark.parametrize("memory", ["plenty", "little"])
+def test_what_is_made_of_weights_takes_half_of_the_memory_at_most(memory: str) -> None:
+    """Three convolutions of 147 kB each, and batch norms that could be a part of them."""
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64)) for _ in range(3)]
+    net = nn.Sequential(nn.Conv2d(2, 64, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    image = torch.randn(1, 2, 32, 32)
+    boxes = torch.tensor([(t, t + 4, left, left + 4) for t in range(0, 32, 4) for left in range(0, 32, 4)])
+    run, kept = Recorded(net), []
+    run.memory = 1 << 21 if memory == "plenty" else 1 << 19
+    run.once = lambda key, compute: kept.append(compute()) or kept[-1]
+    made = Changes(image, boxes, lambda numbers, size: torch.full((len(numbers), 2, *size), 2.0)).scores(run, 0)
+    expected = []
+    for top, bottom, left, right in boxes.tolist():
+        changed = image.clone()
+        changed[:, :, top:bottom, left:right] = 2
+        expected.append(net(changed).sum().detach())
+    assert made is not None
+    torch.testing.assert_close(made, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    weights = next(one for one in kept if isinstance(one, Base))
+    taken = sum(tensor.nbytes for tensor in tree_leaves(list(weights._known.values())) if isinstance(tensor, Tensor))
+    assert taken <= run.memory // 2
+    assert (taken > 3 * 64 * 64 * 9 * 4) == (memory == "plenty")
 
 
 def test_boxes_that_change_nothing_are_run_with_the_others() -> None:

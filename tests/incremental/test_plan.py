@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
+from cnnviz import OptionError
 from cnnviz.incremental import plan
 from tests.conftest import Run
 
@@ -35,6 +37,20 @@ def test_a_plan_by_hand() -> None:
         (8 * 16 * 16 * 36, 8 * 7 * 7 * 36),
         (16, 16),
     ]
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert [step.call for step in plan(net, torch.randn(1, 3, 16, 16), (4, 4))] == ["conv2d", "batch_norm", "relu"]
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("window", [(17, 4), (4, 17), (0, 4), (-3, 2)])
+def test_a_window_that_is_none_is_refused(window: tuple[int, int]) -> None:
+    with pytest.raises(OptionError, match=r"window: got .*, expected a height and width of 1 to \(16, 16\)"):
+        plan(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 16, 16), window)
 
 
 class Dense(nn.Module):

@@ -486,12 +486,62 @@ def test_whatever_a_network_does_is_right_or_refused(name: str, size: tuple[int,
             torch.testing.assert_close(made, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
-def test_half_precision_means_do_not_overflow() -> None:
-    base = torch.full((1, 2, 70, 70), 40.0, dtype=torch.float16)
+@pytest.mark.parametrize("side", [56, 260])  # of the larger even the number of pixels is none of half precision
+def test_half_precision_means_do_not_overflow(side: int) -> None:
+    base = torch.full((1, 2, side + 14, side + 14), 40.0, dtype=torch.float16)
     patch, places = base[:, :, :4, :4].clone(), torch.tensor([[3, 5]])
     with torch.no_grad():
-        made = F.avg_pool2d(Patched(base, patch, places, Base()), (56, 56), 1)
-    assert torch.equal(densified(made), F.avg_pool2d(base, (56, 56), 1))
+        made = F.avg_pool2d(Patched(base, patch, places, Base()), (side, side), 1)
+    assert torch.equal(densified(made), F.avg_pool2d(base, (side, side), 1))
+
+
+class Partly(nn.Module):
+    """Begins without autocast and ends with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped, self.linear = nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = self.grouped(x)
+            plain = self.linear(x.permute(0, 2, 3, 1))
+        return x.relu() + (plain + self.linear(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def _sum_of_two(x: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    wide, grouped = (torch.randn(8, channels, 3, 3, generator=generator) for channels in (4, 2))
+    return F.relu(F.conv2d(x, wide, padding=1) + F.conv2d(x, grouped, padding=1, groups=2), inplace=True)
+
+
+def _normed(convolution: nn.Module) -> nn.Module:
+    return nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 3, 1)).eval()
+
+
+CAST: dict[str, Callable[[], Net]] = {
+    "a sum of two kinds of convolutions": lambda: _sum_of_two,
+    "a batch norm": lambda: _normed(nn.Conv2d(4, 8, 3)),
+    "a batch norm behind groups": lambda: _normed(nn.Conv2d(4, 8, 3, groups=4)),
+    "laid side by side": lambda: Beside(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1)),
+    "a part of it": Partly,
+}
+
+
+@pytest.mark.parametrize("name", CAST)
+def test_autocast_casts_what_it_casts_in_whole_maps(name: str) -> None:
+    torch.manual_seed(0)
+    net = CAST[name]()
+    base, patch, places = images(0, (24, 19), (5, 4), dtype=torch.float32)
+    source = Base()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = net(pasted(base, patch, places))
+        for _ in range(2):
+            made = net(Patched(base, patch, places, source))
+            assert isinstance(made, Patched)
+            assert made.dtype == expected.dtype
+            # The same numbers, cast likewise: sums are those of float32, in another order, and rounded to 8 bits.
+            torch.testing.assert_close(densified(made), expected, rtol=0, atol=2**-7 * float(expected.abs().max()))
 
 
 def test_what_is_made_anew_in_each_pass_is_not_kept_without_end() -> None:

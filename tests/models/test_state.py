@@ -235,6 +235,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "a module more": lambda net: net.append(nn.ReLU()),
     "a module less": lambda net: net.__delitem__(2),
     "another dtype": lambda net: net.double(),
+    "a private attribute": lambda net: setattr(net[1], "_scale", 2.0),
 }
 
 
@@ -250,6 +251,8 @@ USES: dict[str, Callable[[nn.Module], object]] = {
     "a forward pass": lambda net: net.eval()(torch.rand(2, 3, 8, 8)),
     "gradients": lambda net: net.eval()(torch.rand(2, 3, 8, 8)).sum().backward(),
     "freezing": lambda net: net.requires_grad_(False),
+    "a hook": lambda net: net.register_forward_hook(lambda *_: None),
+    "compiling": lambda net: net.compile(),
     "reading": lambda net: (fingerprint(*net.parameters()), digest(net), net.state_dict()),
 }
 

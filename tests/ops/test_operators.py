@@ -24,6 +24,7 @@ JOINED = ops.Joined(
     [torch.ones(4, 2, 2, 3), torch.ones(4, 3, 1, 2)],
     *(torch.stack([YX, YX + 1]), YX.flip(0), (3, 3), torch.ones(5), torch.ones(5), 0.0, 6.0),
 )
+MAPS = torch.ones(4, 2, 5, 5)
 CROPS = [torch.ones(1, 3, 8, 9), torch.ones(4, 3, 2, 2), YX, YX.flip(0)]
 DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix": ops.gram_matrix,
@@ -221,6 +222,22 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
             r"conv_cat: kernel is \(1, 1, 1, 4, 64\) .* makes of \(M, 5, 1, 1\), and \(M,\)",
         ),
         (lambda: ops.overlay_crop(IMAGES, torch.ones(4, 2, 1, 1).double(), YX, YX, (1, 1)), r"expected \(1, C, H, W\)"),
+        (
+            lambda: ops.conv_crops(MAPS, ops.packed_kernel(WEIGHT), torch.ones(6), dilation=(1, -9)),
+            r"stride is \(1, 1\) and dilation \(1, -9\), expected \(height, width\) of at least 1",
+        ),
+        (
+            lambda: ops.conv_crops(MAPS, ops.packed_kernel(WEIGHT), torch.ones(6), stride=(0, 1)),
+            r"stride is \(0, 1\) and dilation \(1, 1\), expected",
+        ),
+        (
+            lambda: ops.packed_kernel(WEIGHT, groups=3),
+            r"weight is \(6, 2, 3, 3\) torch.float32 with groups=3, expected .* or \(C, 1, kh, kw\) with groups=C",
+        ),
+        (lambda: ops.packed_kernel(WEIGHT.double()), r"weight is \(6, 2, 3, 3\) torch.float64 with groups=1"),
+        (lambda: ops.guided_relu(IMAGES, "guded"), "guided_relu: rule is 'guded', expected one of 'plain'"),  # type: ignore[arg-type]
+        (lambda: ops.guided_relu_(IMAGES.clone(), "guded"), "guided_relu_: rule is 'guded', expected one of"),  # type: ignore[arg-type]
+        (lambda: ops.guided_relu_(torch.ones(2).long()), r"guided_relu_: x is \(2,\) torch.int64, expected a float32"),
     ],
 )
 def test_bad_input_is_told_with_what_is_expected(call: Callable[[], Tensor], told: str) -> None:
@@ -239,6 +256,36 @@ def test_compiled_without_a_break() -> None:
     torch.testing.assert_close(compiled, plain)
 
 
+COMPILED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "crop_patches": lambda x, yx: ops.crop_patches(x, torch.arange(3), yx, (3, 2)),
+    "overlay_crop": lambda x, yx: ops.overlay_crop(x[:1], x[:, :, :2, :2], yx, yx - 1, (4, 3)),
+    "changed_spans": lambda x, yx: ops.changed_spans(x[:1], x[:, :, :3], yx, torch.stack([yx, yx + 1], 2), 0.1),
+    "occlude": lambda x, yx: ops.occlude(
+        x, torch.cat([torch.arange(3)[:, None], yx[:, :1], yx[:, :1] + 2, yx[:, 1:], yx[:, 1:] + 1], 1), x[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_places_are_no_break_in_a_compiled_graph(name: str) -> None:
+    call, yx = COMPILED[name], torch.tensor([[0, 0], [1, 2], [2, 3]])
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(IMAGES, yx), call(IMAGES, yx))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own jvp calls it
+@pytest.mark.parametrize("name", ["gram_matrix", "guided_relu", "crop_patches"])
+def test_derivatives_in_forward_mode_are_refused_and_not_zero(name: str) -> None:
+    call, x = DIFFERENTIABLE[name], IMAGES
+    with pytest.raises(NotImplementedError, match=f"{name}.*no forward-mode derivative.*reverse mode"):
+        torch.func.jvp(call, (x,), (x,))
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jacfwd(call)(x)
+    with torch.autograd.forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            call(torch.autograd.forward_ad.make_dual(x, x))
+        assert torch.equal(call(x), call(x.clone()))
+
+
 def test_what_has_no_gradient_says_so() -> None:
     images = torch.ones(1, 1, 2, 2, requires_grad=True)
     made = ops.occlude(images, torch.tensor([[0, 0, 1, 0, 1]]), torch.zeros(1, 1, 1))
@@ -247,21 +294,25 @@ def test_what_has_no_gradient_says_so() -> None:
 
 
 class _Crops(torch.nn.Module):
-    def forward(self, images: Tensor, index: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, index: Tensor, windows: Tensor, yx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         covered = ops.occlude(images, windows, torch.zeros(3, 1, 1))
-        return ops.crop_patches(images, index, torch.zeros(1, 2, dtype=torch.long), (4, 4)), covered
+        laid = ops.overlay_crop(images[:1], images[:1, :, :2, :2], yx, yx, (4, 4))
+        return ops.crop_patches(images, index, yx, (4, 4)), covered, laid
 
 
 def test_an_exported_graph_reads_nothing_outside_of_the_images() -> None:
     images, index, windows = torch.randn(2, 3, 8, 8), torch.tensor([0]), torch.tensor([[0, 1, 2, 3, 4]])
-    made = torch.export.export(_Crops(), (images, index, windows)).module()
-    for got, expected in zip(made(images, index, windows), _Crops()(images, index, windows), strict=True):
+    yx = torch.tensor([[1, 2]])
+    made = torch.export.export(_Crops(), (images, index, windows, yx)).module()
+    for got, expected in zip(made(images, index, windows, yx), _Crops()(images, index, windows, yx), strict=True):
         assert torch.equal(got, expected)
     with pytest.raises((RuntimeError, IndexError), match=r"index|out of"):
-        made(images, index + 100_000_000, windows)
+        made(images, index + 100_000_000, windows, yx)
     if has_kernel("occlude", "CPU"):  # without it nothing reads memory by itself
         with pytest.raises(RuntimeError, match="window 0 lies outside"):
-            made(images, index, windows + 100_000_000)
+            made(images, index, windows + 100_000_000, yx)
+        with pytest.raises(RuntimeError, match="row and column 0 lie too far away"):
+            made(images, index, windows, yx + 2**32)
 
 
 def test_traced_on_tensors_without_values() -> None:
