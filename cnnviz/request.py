@@ -570,8 +570,10 @@ class Request:
             TargetError: the target is a callable without a name of its own, which could be any other.
         """
         tensors = [] if self._model is None else [tensor for _, tensor in named_tensors(self._model)]
+        units = self.normalisation
         return {
             "model": fingerprint(*tensors),
+            "preprocessing": [list(units.mean), list(units.std)],
             "inputs": None if self._everything is None else fingerprint(self._everything),
             "target": stable(self._target),
             "layers": list(self.layers),

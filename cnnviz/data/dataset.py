@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections import Counter
@@ -56,12 +57,26 @@ class Item:
                 return file.read(-1 if self.size is None else self.size)
         except ImportError as error:  # the package of a protocol
             raise CnnvizError(f"image '{self.id}' cannot be read: {error}; install what reads {self.place}") from error
-        except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
-            raise InputError(f"image '{self.id}' cannot be read: {error}") from error
         except Exception as error:  # a disk or network that fails, in whatever way a protocol tells it
+            if _for_good(error):
+                raise InputError(f"image '{self.id}' cannot be read: {error}") from error
             raise CnnvizError(
                 f"image '{self.id}' cannot be read for now: {error!r}; start again when it can, what was done is kept"
             ) from error
+
+
+_NO_FILE: Final = frozenset((errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL))
+_LATER: Final = frozenset((408, 425, 429))  # of HTTP: a time-out, too early, too many requests
+
+
+def _for_good(error: Exception) -> bool:
+    """Whether reading a file again would fail again: it is none, or none that may be read."""
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)):
+        return True
+    status = getattr(error, "status", None)  # of aiohttp's errors, as fsspec raises them
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _LATER
+    return isinstance(error, OSError) and error.errno in _NO_FILE
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -71,7 +71,7 @@ class Observed:
         tensors: by name, see `Observer.observe`.
         numbers: which images of the data set the rows are.
         digests: SHA-256 of each image's file.
-        left_out: number of an image that could not be read, and why.
+        left_out: number of an image that could not be read, or of which the network makes no finite values, and why.
     """
 
     tensors: dict[str, Tensor]
@@ -125,7 +125,7 @@ class Observer:
             looked_at: called after each batch with the number of its images.
 
         Raises:
-            InputError: the network returns values that are not finite, or pictures have different sizes.
+            InputError: pictures have different sizes.
             LayerError: a layer returns no maps.
         """
         tallies = [_Tally(self.recipe, layer) for layer in self.recipe.layers]
@@ -163,14 +163,20 @@ class Observer:
         x = self.model.normalisation.normalise(shown.float() / 255).to(self.model.device, self.model.dtype)
         first = batch[0].number
         maps, output = self._passed(x, first)
+        known = torch.ones(len(pictures), dtype=torch.bool, device="cpu")
         for layer, values in zip(self.recipe.layers, maps, strict=True):
-            wrong = (~torch.isfinite(values.flatten(1))).any(1).nonzero()
-            if len(wrong):
-                number = pictures[int(wrong[0])][0].number
-                raise InputError(
-                    f"layer '{layer}' returns values that are not finite for image {number} of the data set; look at "
-                    "it and at the model's weights, or use a wider floating type"
-                )
+            finite = torch.isfinite(values.flatten(1)).all(1).cpu()
+            why = f"layer '{layer}' returns values that are not finite; look at it, or use a wider floating type"
+            unknown = {pictures[int(row)][0].number for row in (known & ~finite).nonzero()}
+            batch = [replace(one, picture=None, why=why) if one.number in unknown else one for one in batch]
+            known &= finite
+        if not bool(known.all()):
+            pictures = [one for one, there in zip(pictures, known.tolist(), strict=True) if there]
+            if not pictures:
+                return _Look(batch, [])
+            rows = known.nonzero()[:, 0]
+            shown, maps = shown[rows], [values[rows.to(values.device)] for values in maps]
+            output = output[rows.to(output.device)] if isinstance(output, Tensor) else output
         made = {"thumbnails": thumbnails(shown, self.recipe.thumbnail)}
         if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1:
             best = output.float().softmax(1).max(1)

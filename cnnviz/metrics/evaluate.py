@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -29,6 +31,7 @@ _GROUP = 16  # images that are explained at once
 
 Techniques: TypeAlias = "Sequence[str | Technique | Explainer] | Mapping[str, str | Technique | Explainer]"
 Metrics: TypeAlias = "Sequence[str | Metric] | Mapping[str, Mapping[str, Any]]"
+Made = TypeVar("Made")
 Started: TypeAlias = Callable[[str], None]
 
 
@@ -85,9 +88,12 @@ def evaluate(
     rounds = len(explainers) * (1 + len(judges))
     for group in _groups(items, described, record):
         numbers = [number for number, _ in group]
-        images = torch.stack([row for _, row in group])
-        chosen = [wanted[i] for i in numbers] if isinstance(wanted, list) else wanted
-        beside = None if near is None else [near[i] for i in numbers]
+        chosen = _Group(
+            names=[items[i][0] for i in numbers],
+            images=torch.stack([row for _, row in group]),
+            target=[wanted[i] for i in numbers] if isinstance(wanted, list) else wanted,
+            boxes=None if near is None else [near[i] for i in numbers],
+        )
         begin, end = numbers[0] / len(items), (numbers[-1] + 1) / len(items)
         for turn, (label, name) in enumerate((t, m) for t in explainers for m in ("", *judges)):
             if started is not None:
@@ -96,10 +102,31 @@ def evaluate(
             share = begin + turn * width, begin + (turn + 1) * width
             step = None if progress is None else within(progress, share)
             if not name:
-                record.explain(label, images, chosen, seed, step)
+                record.explain(label, chosen, seed, step)
             else:
-                record.measure(label, name, images, chosen, beside, seed, step)
+                record.measure(label, name, chosen, seed, step)
     return record.evaluation(len(items))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images that are explained at once.
+
+    Attributes:
+        names: theirs.
+        images: (k, C, H, W).
+        target: a list with one for each, or what they have in common.
+        boxes: of each, or None.
+    """
+
+    names: list[str]
+    images: Tensor
+    target: Any
+    boxes: list[Tensor] | None
+
+    def told(self, part: slice) -> str:
+        """Return in words, for an error, which image a part is; "" where it is several."""
+        return f"{self.names[part.start]}: " if part.stop - part.start == 1 else ""
 
 
 class _Record:
@@ -110,41 +137,48 @@ class _Record:
         self.judges = judges
         self.items: list[str] = []
         self.left_out: dict[str, str] = {}
-        self._heatmap: Heatmap | None = None  # the last one
-        self._errors: dict[tuple[str, str], Exception] = {}
+        self._explained: list[tuple[slice, Heatmap | None]] = []  # what of the group, and how
+        self._errors: dict[tuple[str, str], tuple[str, Exception]] = {}
         self._provenance: dict[str, Provenance | None] = dict.fromkeys(explainers)
         self._seconds: dict[str, tuple[float, int]] = {}
         self._parts: dict[tuple[str, str], list[Measurement]] = {}
 
-    def explain(self, label: str, images: Tensor, target: Any, seed: int, step: Progress | None) -> None:
+    def explain(self, label: str, group: _Group, seed: int, step: Progress | None) -> None:
         """Explain a group of images by one technique."""
         explainer = self.explainers[label]
-        self._heatmap, error = attempt(
-            lambda watched: heatmap_of(explainer, images, target, seed=seed, progress=watched), step
-        )
-        if error is not None:
-            self._errors.setdefault((label, ""), error)
-        if self._heatmap is not None and self._heatmap.provenance is not None:
-            self._provenance[label] = self._heatmap.provenance
-            seconds, count = self._seconds.get(label, (0.0, 0))
-            self._seconds[label] = (seconds + self._heatmap.provenance.seconds, count + len(images))
 
-    def measure(
-        self, label: str, name: str, images: Tensor, target: Any, boxes: Any, seed: int, step: Progress | None
-    ) -> None:
+        def explained(part: slice, watched: Progress) -> Heatmap:
+            return heatmap_of(explainer, group.images[part], _of(group.target, part), seed=seed, progress=watched)
+
+        self._explained = []
+        for part, heatmap, error in _attempted(explained, slice(0, len(group.images)), step):
+            self._explained.append((part, heatmap))
+            if error is not None:
+                self._errors.setdefault((label, ""), (group.told(part), error))
+            if heatmap is not None and heatmap.provenance is not None:
+                self._provenance[label] = heatmap.provenance
+                seconds, count = self._seconds.get(label, (0.0, 0))
+                self._seconds[label] = (seconds + heatmap.provenance.seconds, count + len(heatmap.values))
+
+    def measure(self, label: str, name: str, group: _Group, seed: int, step: Progress | None) -> None:
         """Measure what was explained last by one metric."""
-        heatmap, judge, explainer = self._heatmap, self.judges[name], self.explainers[label]
+        judge, explainer = self.judges[name], self.explainers[label]
         parts = self._parts.setdefault((label, name), [])
-        made, error = None, None
-        if heatmap is not None:
-            goal = target if heatmap.target is None else heatmap.target
-            given = {"boxes": boxes, "explainer": explainer, "seed": seed}
-            made, error = attempt(
-                lambda watched: _like(judge(images, heatmap.values, goal, **given, progress=watched), parts), step
-            )
-        if error is not None:
-            self._errors.setdefault((label, name), error)
-        parts.append(made or Measurement(torch.full((len(images),), math.nan, device="cpu")))
+        for whole, heatmap in self._explained:
+            if heatmap is None:
+                parts.append(_nothing(whole))
+                continue
+
+            def measured(part: slice, watched: Progress, heatmap: Heatmap = heatmap, first: int = whole.start) -> Any:
+                known = slice(part.start - first, part.stop - first)  # in the heatmap
+                goal = _of(group.target, part) if heatmap.target is None else heatmap.target[known]
+                given = {"boxes": _of(group.boxes, part), "explainer": explainer, "seed": seed, "progress": watched}
+                return _like(judge(group.images[part], heatmap.values[known], goal, **given), parts)
+
+            for part, made, error in _attempted(measured, whole, step):
+                if error is not None:
+                    self._errors.setdefault((label, name), (group.told(part), error))
+                parts.append(made or _nothing(part))
 
     def evaluation(self, count: int) -> Evaluation:
         """Return all of it.
@@ -155,7 +189,7 @@ class _Record:
         if not self.items:
             raise InputError(f"none of the {count} images can be read: {next(iter(self.left_out.values()))}")
         if self._errors and all(part.values.isnan().all() for parts in self._parts.values() for part in parts):
-            first = next(iter(self._errors.values()))
+            first = next(iter(self._errors.values()))[1]
             raise first if isinstance(first, CnnvizError) else PluginError(f"nothing could be measured: {first!r}")
         return Evaluation(
             items=tuple(self.items),
@@ -165,9 +199,43 @@ class _Record:
             provenance=self._provenance,
             options={n: judge.explainer.options.model_dump(mode="json") for n, judge in self.judges.items()},
             seconds={label: seconds / images for label, (seconds, images) in self._seconds.items()},
-            failures={key: reason(error) for key, error in self._errors.items()},
+            failures={key: self._told(key) for key in self._errors},
             left_out=self.left_out,
         )
+
+    def _told(self, key: tuple[str, str]) -> str:
+        """Return why something failed, and on which image first, where it did not on all."""
+        where, error = self._errors[key]
+        some = any(not part.values.isnan().all() for part in self._parts[key]) if key[1] else key[0] in self._seconds
+        return f"{where if some else ''}{reason(error)}"
+
+
+def _of(values: Any, part: slice) -> Any:
+    """Return what belongs to a part of a group: of a list that part, otherwise what all have in common."""
+    return values[part] if isinstance(values, list) else values
+
+
+def _nothing(part: slice) -> Measurement:
+    return Measurement(torch.full((part.stop - part.start,), math.nan, device="cpu"))
+
+
+def _attempted(
+    work: Callable[[slice, Progress], Made], whole: slice, step: Progress | None
+) -> list[tuple[slice, Made | None, Exception | None]]:
+    """Attempt work on a part of a group and, where that fails, on each image of it by itself."""
+    made, error = attempt(partial(work, whole), step)
+    if error is None or whole.stop - whole.start == 1:
+        return [(whole, made, error)]
+
+    def ended(*_: int) -> None:  # the share has passed already; it may be cancelled
+        if step is not None:
+            step(1, 1)
+
+    found: list[tuple[slice, Made | None, Exception | None]] = []
+    for number in range(whole.start, whole.stop):
+        one = slice(number, number + 1)
+        found.append((one, *attempt(partial(work, one), ended)))
+    return found if any(error is None for *_, error in found) else [(whole, None, error)]
 
 
 def _like(made: Measurement, parts: list[Measurement]) -> Measurement:

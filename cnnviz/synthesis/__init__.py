@@ -9,13 +9,14 @@ from .optimise import optimise
 from .options import Optimised, Regularised, Transformed
 from .regularisers import blur, clip_gradients, clip_pixels, p_norm, total_variation
 from .run import synthesise
-from .style import Style, StyleLoss, layer_shares, style_layers
+from .style import LEAST_TILE, Style, StyleLoss, layer_shares, style_layers
 from .tiles import fitting, tiled
 from .train import TrainedStyle, train_style
 from .training import StyleTraining
 from .transforms import affine, jitter
 
 __all__ = [
+    "LEAST_TILE",
     "Canvas",
     "Checkpoint",
     "Fourier",

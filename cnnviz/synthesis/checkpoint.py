@@ -18,6 +18,7 @@ from ..request import Progress
 from ..writing import write_file
 
 _SECONDS = 15.0
+_RARELY = 10  # times as long as it took to write the file, at least, pass before it is written again
 _FORMAT = "cnnviz-optimisation-1"
 _TENSOR = "tensor:"
 
@@ -43,7 +44,7 @@ class Checkpoint:
         self._identity = json.dumps(identity, sort_keys=True)
         self._states: dict[str, Any] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._written = time.monotonic()
+        self._written, self._took = time.monotonic(), 0.0
         if self.path.suffix != ".safetensors":
             raise SaveError(f"checkpoint '{path}': expected a file name that ends in .safetensors")
         if self.path.exists():
@@ -71,41 +72,49 @@ class Checkpoint:
         """Return what was kept of a part of the run, or None."""
         return _unpacked(self._states[part], self._tensors) if part in self._states else None
 
-    def keep(self, part: str, state: Callable[[], Any], *, now: bool = False) -> None:
+    def keep(self, part: str, state: Callable[[], Any], *, done: bool = False, now: bool = False) -> None:
         """Write the state of a part: nested dictionaries and lists of tensors and plain values.
+
+        A file of many parts grows, so that it is written the more rarely the longer that takes.
 
         Args:
             part: its name.
             state: returns its state, which replaces what was kept of it before.
-            now: otherwise the file is written only if it was not for a while.
+            done: the part is finished, so that its state is noted if the file is not to be written yet.
+            now: the file is written in any case.
 
         Raises:
             SaveError: the file cannot be written; what was there is as it was.
         """
-        if not now and time.monotonic() - self._written < _SECONDS:
+        begun = time.monotonic()
+        due = now or begun - self._written >= max(0.0 if done else _SECONDS, _RARELY * self._took)
+        if not (done or due):
             return
         prefix = f"{part}/"
         self._tensors = {name: tensor for name, tensor in self._tensors.items() if not name.startswith(prefix)}
         self._states[part] = _packed(state(), self._tensors, prefix)
+        if not due:
+            return
         about = {"format": _FORMAT, "identity": self._identity, "states": json.dumps(self._states)}
         write_file(self.path, save(self._tensors, about))
         self._written = time.monotonic()
+        self._took = self._written - begun
 
 
-def advance(done: int, total: int, progress: Progress, keep: Callable[[bool], None]) -> None:
+def advance(done: int, total: int, progress: Progress, keep: Callable[[bool, bool], None]) -> None:
     """Keep the state now and then, and tell how far the work is.
 
     Args:
         done: steps done.
         total: steps in all.
         progress: is told; may raise to cancel.
-        keep: keeps the state: at once if it is given true, as at the end and when progress cancels.
+        keep: keeps the state; is told whether the work is done, and whether to do so at once, as when progress cancels.
     """
-    keep(done == total)
+    keep(done == total, False)
     try:
         progress(done, total)
     except BaseException:
-        keep(True)
+        keep(done == total, True)
         raise
 
 

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, SaveError
+from ..models import fingerprint
 from ..request import Progress
 from .canvas import Canvas
 from .checkpoint import Checkpoint, advance
@@ -55,23 +56,29 @@ def optimise(
         generator: of the transforms' random numbers.
         progress: called after each step; may raise to cancel.
         checkpoint: where the state is kept now and then, and when progress cancels, and what this part is called there;
-            what is kept already is continued.
+            what is kept already is continued, where it began with the same canvas.
 
     Returns:
         (N, steps), the loss before each step, without penalties, on the CPU.
 
     Raises:
         InputError: the loss is not finite.
-        SaveError: the checkpoint cannot be written.
+        SaveError: the checkpoint cannot be written, or is more steps on.
     """
 
-    def keep(now: bool) -> None:
+    def keep(done: bool, now: bool) -> None:
         if checkpoint is not None:
-            checkpoint[0].keep(checkpoint[1], run.state, now=now)
+            checkpoint[0].keep(checkpoint[1], run.state, done=done, now=now)
 
     run = _Run(canvas, loss, step_size, optimiser, transforms, penalties, edits, generator)
-    if checkpoint is not None and (kept := checkpoint[0].state(checkpoint[1])) is not None:
+    kept = None if checkpoint is None else checkpoint[0].state(checkpoint[1])
+    if checkpoint is not None and kept is not None and kept["begins"] == run.begins:
         run.restore(kept)
+        if run.done > steps:
+            raise SaveError(
+                f"checkpoint '{checkpoint[0].path}' is {run.done} steps on, expected at most the {steps} asked for; "
+                "ask for as many, give another file, or delete it to begin anew"
+            )
     while run.done < steps:
         run.step()
         advance(run.done, steps, progress, keep)
@@ -92,6 +99,7 @@ class _Run:
         generator: torch.Generator,
     ) -> None:
         self.canvas = canvas
+        self.begins = fingerprint(*canvas.leaves)
         self.loss = loss
         self.transforms = transforms
         self.penalties = [(weight, penalty) for weight, penalty in penalties if weight]
@@ -191,6 +199,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """Return all that the next step depends on."""
         return {
+            "begins": self.begins,
             "leaves": self.canvas.leaves,
             "optimiser": self.optimiser.state_dict()["state"],
             "generator": self.generator.get_state(),

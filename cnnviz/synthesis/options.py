@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ..errors import OptionError
@@ -37,7 +38,10 @@ class Optimised(Options):
         if self.checkpoint is None:
             return None
         mine = self.model_dump(mode="json", exclude={"steps", "checkpoint"})
-        return Checkpoint(self.checkpoint, {**mine, **request.identity(), **identity})
+        known = {**mine, **request.identity(), **identity}
+        # One for all parts of the call: it notes those that are done.
+        key = "checkpoint", self.checkpoint, json.dumps(known, sort_keys=True)
+        return request.once(key, lambda: Checkpoint(str(self.checkpoint), known))
 
 
 class Transformed(Options):

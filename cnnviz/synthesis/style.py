@@ -281,11 +281,17 @@ class Piece:
 
     @classmethod
     def all(cls, size: tuple[int, int], tile: int | None) -> list[Piece]:
-        """Return pieces that cover a picture; they begin where every layer's grid has a place."""
+        """Return pieces that cover a picture; they begin where every layer's grid has a place.
+
+        Raises:
+            OptionError: the longest side of a piece leaves nothing between its margins.
+        """
         if tile is None or max(size) <= tile:
             whole = slice(0, size[0]), slice(0, size[1])
             return [cls(whole, whole)]
-        step = max(_GRID, (tile - 2 * _MARGIN) // _GRID * _GRID)
+        if tile < LEAST_TILE:
+            raise OptionError(f"tile: got {tile}, expected at least {LEAST_TILE} pixels, or a picture of no more")
+        step = (tile - 2 * _MARGIN) // _GRID * _GRID
         # Of each row of pieces, and of each column, its inner and its outer places.
         rows, columns = (
             [
@@ -314,6 +320,8 @@ class Piece:
 
 _GRID = 32  # pixels; the stride of the deepest layers of usual networks
 _MARGIN = 64
+LEAST_TILE = _GRID + 2 * _MARGIN
+"""The least longest side of a piece, in pixels."""
 
 
 _Mean = tuple[Tensor, int]

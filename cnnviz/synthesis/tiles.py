@@ -16,17 +16,23 @@ from ..request import Request
 _LEAST = 64  # pixels
 
 
-def fitting(request: Request, example: Tensor, tile: int) -> int:
+def fitting(request: Request, example: Tensor, tile: int, *, least: int = _LEAST) -> int:
     """Return the longest side, `tile` or less, of pieces of which one fits the memory budget.
+
+    Args:
+        request: knows the budget.
+        example: a picture, (1, C, H, W).
+        tile: the longest side that is wanted.
+        least: the shortest that pieces may have.
 
     Raises:
         InputError: not even the smallest does.
     """
     while not request.fits(example[..., :tile, :tile]):
-        if tile // 2 < _LEAST:
+        if tile <= least:
             size = f"{min(tile, example.shape[2])} x {min(tile, example.shape[3])}"
             raise InputError(f"a piece of {size} pixels does not fit the memory budget; give a larger one (memory=…)")
-        tile //= 2
+        tile = max(least, tile // 2)
     return tile
 
 

@@ -153,12 +153,12 @@ class Training:
                     log.add(self.done, torch.stack(since).mean(0).tolist(), self.seconds)
                     since.clear()
                 if last or self.done % options.sample_every == 0:
-                    self._keep(True)  # a network that is to be seen can be trained further
+                    self._keep(now=True)  # a network that is to be seen can be trained further
                     self._show(samples)
                 advance(self.done, options.steps, progress, self._keep)
         except KeyboardInterrupt:
             if whole and self.done:
-                self._keep(True)
+                self._keep(now=True)
             raise
         finally:
             batches.close()
@@ -290,8 +290,8 @@ class Training:
             "versions": {"cnnviz": __version__, "torch": torch.__version__},
         }
 
-    def _keep(self, now: bool) -> None:
-        self.checkpoint.keep("training", self._state, now=now)
+    def _keep(self, done: bool = False, now: bool = False) -> None:
+        self.checkpoint.keep("training", self._state, now=done or now)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from cnnviz import CnnvizError, InputError, Preprocess
-from cnnviz.data import open_dataset
+from cnnviz.data import Item, open_dataset
 from cnnviz.data.decoding import decoded
 
 
@@ -195,7 +195,7 @@ def test_contradictory_labels_are_refused(folder: Path, tmp_path: Path) -> None:
 
 DECODES = """
 import sys, time
-from cnnviz.data import open_dataset
+from cnnviz.data import Item, open_dataset
 from cnnviz.data.decoding import decoded
 items = open_dataset(sys.argv[1]).items * 500
 batches = [range(n, n + 50) for n in range(0, len(items), 50)]
@@ -228,3 +228,35 @@ def runs(process: int) -> bool:
     except FileNotFoundError:
         return False
     return told.rpartition(")")[2].split()[0] != "Z"  # ended, and nobody has asked how
+
+
+def test_what_can_never_be_read_is_told_from_what_cannot_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "file.png").write_bytes(png(10))
+    for place in (tmp_path / "loop.png", tmp_path / "file.png" / "x.png", tmp_path / ("x" * 300), tmp_path):
+        with pytest.raises(InputError, match="image 'a' cannot be read: "):
+            Item("a", None, str(place)).read()
+
+    class AnswerError(Exception):
+        def __init__(self, status: int) -> None:
+            self.status = status
+
+    for status, kind in ((403, InputError), (410, InputError), (429, CnnvizError), (503, CnnvizError)):
+
+        def refused(*_: object, status: int = status) -> None:
+            raise AnswerError(status)
+
+        monkeypatch.setattr("fsspec.open", refused)
+        with pytest.raises(CnnvizError, match="image 'a' cannot be read") as told:
+            Item("a", None, "https://example.org/a.png").read()
+        assert type(told.value) is kind
+        assert ("for now" in str(told.value)) == (kind is CnnvizError)
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(CnnvizError, match=r"cannot be read for now.*start again"):
+        Item("a", None, str(tmp_path / "file.png")).read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -337,18 +338,27 @@ def test_a_network_of_one_size_asks_for_a_crop(images: Path, tmp_path: Path) -> 
         build_index(model, images, tmp_path / "index", layer="1", workers=0)
 
 
-def test_the_image_that_overflows_is_named(tmp_path: Path) -> None:
+def test_an_image_that_overflows_is_left_out_and_named(tmp_path: Path) -> None:
     folder = fill(tmp_path / "images", 3)
     files = sorted(folder.rglob("*.png"), key=lambda file: file.stem)
     files[0].write_bytes(b"no picture")
     Image.new("RGB", (20, 18), "white").save(files[2])
-    numbers = [item.id for item in open_dataset(folder).items]
+    names = [item.id for item in open_dataset(folder).items]
     model = small_model()
     first = model.module[0]
     assert isinstance(first, nn.Conv2d)
     with torch.no_grad():  # what is white alone overflows
         first.weight.fill_(1e37)
         first.bias.zero_()
-    white = next(n for n, item in enumerate(numbers) if files[2].stem in str(item))
-    with pytest.raises(InputError, match=f"not finite for image {white} of the data set"):
-        build_index(model, folder, tmp_path / "index", layer="0", workers=0)
+    broken, white = (next(name for name in names if file.stem in name) for file in (files[0], files[2]))
+    index = build_index(model, folder, tmp_path / "index", layer="0", workers=0)
+    assert list(index.ids) == [name for name in names if name not in (broken, white)]
+    assert set(index.left_out) == {broken, white}
+    assert "layer '0' returns values that are not finite" in index.left_out[white]
+    files[2].unlink()
+    alone = build_index(model, folder, tmp_path / "alone", layer="0", workers=0)
+    for name in ("features", "thumbnails"):
+        assert torch.equal(getattr(alone, name)(), getattr(index, name)())
+    first.weight.data.fill_(math.nan)
+    with pytest.raises(InputError, match=r"none of 2 images can be read; .*"):
+        build_index(model, folder, tmp_path / "none", layer="0", workers=0)

@@ -120,6 +120,51 @@ def test_a_failure_takes_nothing_else_down(net: nn.Module) -> None:
     assert math.isnan(alone.cell("fails", "deletion").mean)
 
 
+def test_one_image_takes_no_other_of_its_group_down(net: nn.Module) -> None:
+    x = some(20)
+    bad = cnnviz.Technique("fails", fails, Fails)
+
+    def odd(case: cnnviz.Case, options: cnnviz.Options) -> Tensor:
+        """Fail on bright images."""
+        if bool((case.request.inputs > 5).any()):
+            raise ValueError("too bright")
+        return case.values.sum((1, 2, 3))
+
+    x[7] += 9
+    metric = cnnviz.Metric("odd", odd)
+    made = evaluate(net, x, [bad, "saliency"], ["deletion", metric], target=[0 if i == 2 else 1 for i in range(20)])
+    assert [i for i in range(20) if made.measurements["fails", "deletion"].values[i].isnan()] == [2]
+    assert [i for i in range(20) if made.measurements["fails", "odd"].values[i].isnan()] == [2, 7]
+    assert [i for i in range(20) if made.measurements["saliency", "odd"].values[i].isnan()] == [7]
+    assert made.failures == {
+        ("fails", ""): "2: RuntimeError('bad luck')",
+        ("fails", "odd"): "7: ValueError('too bright')",
+        ("saliency", "odd"): "7: ValueError('too bright')",
+    }
+    alone = evaluate(net, x, ["saliency"], ["deletion"], target=[0 if i == 2 else 1 for i in range(20)])
+    for name in ("values", "curves"):
+        mine, right = (getattr(one.measurements["saliency", "deletion"], name) for one in (made, alone))
+        assert torch.equal(mine, right)
+    groups = made.measurements["fails", "deletion"].curves
+    torch.testing.assert_close(
+        groups[3], evaluate(net, x[3:4], [bad], ["deletion"], target=1).measurements["fails", "deletion"].curves[0]
+    )
+
+
+def test_cancelling_goes_through_where_images_are_tried_one_by_one(net: nn.Module) -> None:
+    technique = cnnviz.Technique("fails", fails, Fails)
+    seen: list[float] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done / total)
+        if len(seen) > 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, some(4), [technique], ["deletion"], target=[0, 1, 1, 1], progress=stop)
+    assert seen == sorted(seen)
+
+
 def test_a_failing_metric_is_recorded(net: nn.Module) -> None:
     def breaks(case: cnnviz.Case, options: cnnviz.Options) -> Tensor:
         """Break."""

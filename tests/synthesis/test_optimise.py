@@ -174,6 +174,43 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert run(again, steps=25, checkpoint=(Checkpoint(path, {}), "a"), **OPTIMISERS["adam"]).shape == (1, 25)
 
 
+def test_a_run_that_begins_elsewhere_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    run(Pixels(start(), PLAIN), steps=5, checkpoint=(Checkpoint(path, {}), "a"), **OPTIMISERS["adam"])
+    elsewhere = 0.5 * start()
+    again, alone = Pixels(elsewhere.clone(), PLAIN), Pixels(elsewhere.clone(), PLAIN)
+    history = run(again, steps=5, checkpoint=(Checkpoint(path, {}), "a"), **OPTIMISERS["adam"])
+    assert torch.equal(history, run(alone, steps=5, **OPTIMISERS["adam"]))
+    assert torch.equal(again.image(), alone.image())
+
+
+def test_a_checkpoint_that_takes_long_to_write_is_written_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing that is done is lost: it is in the next file, which is written in any case when it is cancelled."""
+    clock = [0.0]
+    written: list[float] = []
+
+    def slow(path: Path, content: bytes) -> Path:
+        clock[0] += 2.0
+        written.append(clock[0])
+        path.write_bytes(content)
+        return path
+
+    monkeypatch.setattr("cnnviz.synthesis.checkpoint.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("cnnviz.synthesis.checkpoint.write_file", slow)
+    path = tmp_path / "run.safetensors"
+    checkpoint = Checkpoint(path, {})
+    for part in range(30):  # of a second each
+        clock[0] += 1.0
+        checkpoint.keep(str(part), lambda part=part: {"x": torch.full((2,), float(part))}, done=True)
+    assert written == [3.0, 25.0]
+    assert Checkpoint(path, {}).state("25") is None
+    checkpoint.keep("30", lambda: {"x": torch.zeros(2)}, now=True)
+    again = Checkpoint(path, {})
+    assert [float(again.state(str(part))["x"][0]) for part in range(30)] == list(range(30))
+
+
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     Checkpoint(path, {"seed": 1, "target": "cat"}).keep("a", lambda: {"x": torch.ones(2)}, now=True)

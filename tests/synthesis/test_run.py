@@ -93,3 +93,28 @@ def test_several_pictures_share_a_checkpoint(name: str, tmp_path: Path) -> None:
         assert torch.equal(again.tensors()[key], tensor), key
     with pytest.raises(cnnviz.SaveError, match="it differs in inputs"):
         cnnviz.explain(net, x + 1e-3 * (x < 0.5), name, **given, checkpoint=str(path))
+
+
+@pytest.mark.parametrize("name", ["deep-dream", "style-transfer"])
+def test_more_steps_go_on_from_a_checkpoint_as_if_there_were_none(name: str, tmp_path: Path) -> None:
+    """A later part begins with what an earlier one made, which is another after more steps."""
+    net, x = SmallNet().eval(), torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+    path, given = tmp_path / "run.safetensors", CHECKPOINTED[name]
+    cnnviz.explain(net, x, name, **{**given, "steps": 2}, checkpoint=str(path))
+    again = cnnviz.explain(net, x, name, **{**given, "steps": 4}, checkpoint=str(path))
+    alone = cnnviz.explain(net, x, name, **{**given, "steps": 4})
+    for key, tensor in alone.tensors().items():
+        assert torch.equal(again.tensors()[key], tensor), key
+    with pytest.raises(cnnviz.SaveError, match=r"is 4 steps on, expected at most the 3 asked for; ask for as many"):
+        cnnviz.explain(net, x, name, **{**given, "steps": 3}, checkpoint=str(path))
+
+
+def test_a_checkpoint_is_of_one_preprocessing(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"target": 1, "steps": 2, "size": 32, "checkpoint": str(tmp_path / "run.safetensors")}
+    bright, dark = (
+        cnnviz.load_model(SmallNet().eval(), preprocess=cnnviz.Preprocess(mean=(mean,) * 3, std=(std,) * 3))
+        for mean, std in ((0.0, 1.0), (0.9, 0.05))
+    )
+    cnnviz.explain(bright, None, "class-visualization", **given)
+    with pytest.raises(cnnviz.SaveError, match="it differs in preprocessing"):
+        cnnviz.explain(dark, None, "class-visualization", **given)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import cnnviz
 from cnnviz import InputError, LayerError
 from cnnviz.models import know_calls, survey
-from cnnviz.synthesis import Style, StyleLoss, by_size, features, style_layers
+from cnnviz.synthesis import LEAST_TILE, Style, StyleLoss, by_size, features, style_layers
+from cnnviz.synthesis.style import Piece
+from cnnviz.testing import SmallNet
 from tests.reference import synthesis as twin
 
 SEEN = ("1", "4", "7")
@@ -157,3 +160,34 @@ def test_forward_passes_end_with_the_last_layer_needed() -> None:
     by_operator = counter.get_flop_counts()["Global"]
     convolved = sum(count for operator, count in by_operator.items() if "convolution" in str(operator))
     assert convolved == 2 * (first + second), "as much backwards, to the picture alone"
+
+
+def test_pieces_are_no_larger_than_was_asked_for() -> None:
+    for tile in (LEAST_TILE, 200, 512):
+        for piece in Piece.all((700, 300), tile):
+            assert max(part.stop - part.start for part in piece.outer) <= tile
+    with pytest.raises(cnnviz.OptionError, match="tile: got 159, expected at least 160 pixels"):
+        Piece.all((700, 300), 159)
+
+
+def test_pieces_fit_the_memory_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is checked against the budget is what is run."""
+    fitted, seen = [], []
+    fits, every = cnnviz.Request.fits, Piece.all
+
+    def noted(request: cnnviz.Request, example: Tensor) -> bool:
+        fitted.append(max(example.shape[2:]))
+        return fits(request, example)
+
+    def cut(size: tuple[int, int], tile: int | None) -> list[Piece]:
+        pieces = every(size, tile)
+        seen.extend(max(part.stop - part.start for part in piece.outer) for piece in pieces)
+        return pieces
+
+    monkeypatch.setattr(cnnviz.Request, "fits", noted)
+    monkeypatch.setattr(Piece, "all", cut)
+    net, x = SmallNet().eval(), torch.rand(1, 3, 320, 320)
+    cnnviz.explain(net, x, "texture-gram", layer="conv2", steps=1, memory="16MiB")
+    assert max(seen) <= fitted[-1] < 320
+    with pytest.raises(InputError, match="a piece of 160 x 160 pixels does not fit the memory budget"):
+        cnnviz.explain(net, x, "texture-gram", layer="conv2", steps=1, memory="6MiB")

@@ -47,3 +47,14 @@ def test_an_invertible_layer_gives_the_picture_back() -> None:
 def test_a_layer_without_maps_is_told(tmp_path: Path) -> None:
     with pytest.raises(cnnviz.LayerError, match="name a layer before the global pooling"):
         cnnviz.explain(cnnviz.load_model(), [demo_picture()], "feature-inversion", layer="classifier.1", steps=1)
+
+
+def test_what_no_picture_can_be_found_for_is_told() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(cnnviz.InputError, match=r"got values from -.*no preprocessing that tells what they show"):
+        cnnviz.explain(net, torch.randn(1, 3, 16, 16), "feature-inversion", layer="0", steps=1)
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.fill_(-1)
+    with pytest.raises(cnnviz.InputError, match=r"layer '1' is all zero on a picture; name another layer"):
+        cnnviz.explain(net, torch.rand(1, 3, 16, 16), "feature-inversion", layer="1", steps=1)

@@ -20,6 +20,7 @@ from cnnviz import (
     render,
 )
 from cnnviz.synthesis import (
+    LEAST_TILE,
     Optimised,
     Pixels,
     Style,
@@ -151,7 +152,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
     masks = [_mask(image, content) for image in options.masks] or [None] * count
     weights = options.style_weights or (1.0,) * count
     styles = [
-        Style.of(request.model, names, picture, mask, tile=fitting(request, picture, options.tile))
+        Style.of(request.model, names, picture, mask, tile=fitting(request, picture, options.tile, least=LEAST_TILE))
         for picture, mask in zip(inputs, masks, strict=True)
     ]
     wanted = [
@@ -168,7 +169,7 @@ def _loss(request: Request, options: StyleTransferOptions, content: Tensor, show
         picture=content,
         content_layers=[(name, options.content_weight / len(kept)) for name in kept],
         dream_layers=[(name, options.dream_weight / len(dreamt)) for name in dreamt],
-        tile=fitting(request, content, options.tile),
+        tile=fitting(request, content, options.tile, least=LEAST_TILE),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cnnviz import Field, Gallery, Request, Technique, hookimpl
+from cnnviz import Field, Gallery, InputError, Request, Technique, hookimpl
 from cnnviz.synthesis import Canvas, Optimised, Pixels, Transformed, features, p_norm, synthesise, total_variation
 
 _NOISE = 0.05  # standard deviation in [0, 1]
@@ -30,6 +30,7 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
     """
     model, layers = request.model, (str(request.layer),)
     x = request.inputs
+    request.described.check_units(x)
     begins = (0.5 + _NOISE * torch.randn(1, 3, *x.shape[2:], generator=request.generator, device="cpu")).to(x.device)
 
     def seen(start: int, stop: int) -> Tensor:
@@ -39,6 +40,10 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
         wanted = torch.cat(request.batched(seen, len(x)))
     precise = torch.promote_types(wanted.dtype, torch.float32)  # sums of squares are more than half precision holds
     size = wanted.to(precise).square().flatten(1).sum(1)
+    if not bool(size.all()):
+        raise InputError(
+            f"layer '{request.layer}' is all zero on a picture; name another layer, or give other pictures"
+        )
 
     def begin(start: int, stop: int) -> Canvas:
         noise = begins.expand(stop - start, -1, -1, -1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cnnviz import Field, Gallery, OptionError, Pair, Request, Technique, hookimpl
-from cnnviz.synthesis import Optimised, Pixels, Style, StyleLoss, fitting, jitter, style_layers, synthesise
+from cnnviz.synthesis import LEAST_TILE, Optimised, Pixels, Style, StyleLoss, fitting, jitter, style_layers, synthesise
 
 _NOISE = 0.1  # standard deviation in [0, 1]
 
@@ -50,12 +50,14 @@ def texture_gram(request: Request, options: TextureGramOptions) -> Gallery:
     size = options.size or request.inputs.shape[2:]
     noise = 0.5 + _NOISE * torch.randn(1, 3, *size, generator=request.generator, device="cpu")
     begin = request.normalisation.normalise(noise).to(request.inputs.device)
-    tile = fitting(request, begin.to(request.inputs.dtype), options.tile)
+    tile = fitting(request, begin.to(request.inputs.dtype), options.tile, least=LEAST_TILE)
     made, told, captions = [], [], []
     for done, (number, sample, layers, weights) in enumerate(jobs):
+        seen = fitting(request, sample, options.tile, least=LEAST_TILE)
+        wanted = Style.of(request.model, layers, sample, tile=seen)
         loss = StyleLoss(
             request.model,
-            [(1.0, Style.of(request.model, layers, sample, tile=fitting(request, sample, options.tile)))],
+            [(1.0, wanted)],
             list(zip(layers, weights, strict=True)),
             tile=tile,
         )
