@@ -244,11 +244,8 @@ class Call:
         plain: dict[str, Any] = {name: tensor.detach() for name, tensor in result.tensors().items()}
         result = replace(result, **plain)
         rows = None if self.samples is None or self.technique.inputs != "each" else len(request.inputs)
-        if isinstance(result, Heatmap) and (result.values.dim() != 4 or rows not in (None, len(result.values))):
-            raise PluginError(
-                f"technique '{self.technique.name}' returned {targets.describe(result.values)}, expected (N, C, h, w), "
-                "a row for each sample"
-            )
+        if wrong_shape := _misshapen(result, rows):
+            raise PluginError(f"technique '{self.technique.name}' returned {wrong_shape}")
         wrong = sum(_wrong(tensor) for tensor in result.tensors().values())
         if wrong:
             raise InputError(
@@ -390,3 +387,16 @@ def _merged(parts: list[Explanation], technique: str) -> Explanation:
 def _joined(tensors: Iterator[Tensor | None]) -> Tensor | None:
     kept = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(kept) if kept else None
+
+
+def _misshapen(result: Explanation, rows: int | None) -> str | None:
+    """Return what is wrong with the shape of a result, which has so many rows if it has one for each sample."""
+    match result:
+        case Heatmap(values=values):
+            fits = values.dim() == 4 and 0 not in values.shape[1:] and rows in (None, len(values))
+            told = "(N, C, h, w), a row for each sample"
+        case Gallery(images=values):
+            fits, told = values.dim() == 4 and values.shape[1] == 3, "pictures (M, 3, h, w)"
+        case _:
+            return None
+    return None if fits else f"{targets.describe(values)}, expected {told}"

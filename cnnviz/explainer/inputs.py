@@ -13,7 +13,7 @@ from torch.nn import Identity
 
 from ..data import open_image
 from ..errors import InputError
-from ..models import Model
+from ..models import Model, Preprocess
 from ..targets import describe
 
 Inputs: TypeAlias = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image] | None
@@ -85,9 +85,19 @@ def _shown(samples: Tensor, model: Model | None) -> Tensor:
     Raises:
         InputError: they are in other units than [0, 1], and nothing says in which.
     """
-    model = model or Model(Identity())
-    model.check_units(samples)
-    return model.normalisation.inverse(samples.float()).cpu().contiguous()
+    units = Preprocess() if model is None else model.normalisation
+    if samples.shape[1] != len(units.mean):
+        raise InputError(f"inputs: got a tensor with {samples.shape[1]} channels, expected {len(units.mean)}")
+    low, high = float(samples.min()), float(samples.max())
+    if (model is None or model.preprocess is None) and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        raise InputError(
+            f"inputs: got values from {low:.3g} to {high:.3g}, and no preprocessing that tells what they show; give "
+            "pictures in [0, 1], or cnnviz.load_model(module, preprocess=cnnviz.Preprocess(mean=…, std=…))"
+        )
+    return units.inverse(samples.float()).cpu().contiguous()
+
+
+_ROUNDING = 1e-3
 
 
 def _pictures(samples: Tensor, model: Model | None) -> Tensor:

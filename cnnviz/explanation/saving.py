@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import render
 from ..errors import SaveError
-from ..writing import Kind
+from ..writing import UNENCODABLE, Kind
 from .provenance import Provenance
 from .types import Explanation, Gallery
 
@@ -50,7 +50,8 @@ def _write(explanation: Explanation, folder: Path) -> None:
         "fields": plain,
         "sha256": {TENSORS: hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()},
     }
-    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
+    (folder / SIDECAR).write_text(text, encoding="utf-8", errors=UNENCODABLE)
 
 
 def _film(folder: Path, frame_rate: float) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..render import legible
+
 if TYPE_CHECKING:
     from .evaluation import Evaluation
 
@@ -31,7 +33,7 @@ def figure(evaluation: Evaluation, metric: str) -> Any:
     bars.barh(
         places, [cells[n].mean for n in names], xerr=errors, color=[colours[n] for n in names], height=0.7, capsize=2
     )
-    bars.set_yticks(places, names)
+    bars.set_yticks(places, [legible(name) for name in names], parse_math=False)  # a label of one's own may have a $
     bars.invert_yaxis()
     bars.set_title(f"{metric}: {declared.better} is better", fontsize=11, loc="left")
     most = max((cell.count for cell in cells.values()), default=0)
@@ -50,7 +52,7 @@ def _curves(axes: Any, evaluation: Evaluation, metric: str, names: list[str], co
         assert made.places is not None
         known: Tensor = made.curves[~made.curves.isnan().any(1)].double()
         mean, places = known.mean(0), made.places.tolist()
-        axes.plot(places, mean.tolist(), color=colours[name], label=name, linewidth=1.6)
+        axes.plot(places, mean.tolist(), color=colours[name], label=legible(name), linewidth=1.6)
         if len(known) > 1:
             error = known.std(0) / math.sqrt(len(known))
             low, high = (mean - error).tolist(), (mean + error).tolist()
@@ -58,7 +60,9 @@ def _curves(axes: Any, evaluation: Evaluation, metric: str, names: list[str], co
     across, up = evaluation.measurements[names[0], metric].axes
     axes.set_xlabel(across)
     axes.set_ylabel(f"{up}, mean")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _colours(evaluation: Evaluation) -> dict[str, str]:

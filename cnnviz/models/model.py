@@ -79,22 +79,6 @@ class Model:
             return Preprocess(mean=(0.0,) * channels, std=(1.0,) * channels)
         return replace(self.preprocess, resize=None, crop=None)
 
-    def check_units(self, samples: Tensor) -> None:
-        """Require samples, (N, C, H, W), of which it is known what they show: pictures in [0, 1] without preprocessing.
-
-        Raises:
-            InputError: they have other channels; or there is no preprocessing, and they are in other units.
-        """
-        channels = len(self.normalisation.mean)
-        if samples.shape[1] != channels:
-            raise InputError(f"inputs: got a tensor with {samples.shape[1]} channels, expected {channels}")
-        low, high = float(samples.min()), float(samples.max())
-        if self.preprocess is None and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-            raise InputError(
-                f"inputs: got values from {low:.3g} to {high:.3g}, and no preprocessing that tells what they show; "
-                "give pictures in [0, 1], or cnnviz.load_model(module, preprocess=cnnviz.Preprocess(mean=…, std=…))"
-            )
-
     def example(self, size: tuple[int, int] | None = None) -> Tensor:
         """Return one blank input, (1, C, H, W), of `size` or the usual 224 × 224 where none is known."""
         height, width = size or self.input_size or (224, 224)
@@ -139,6 +123,3 @@ class Model:
         found = output.float().softmax(1).topk(min(k, output.shape[1]), dim=1)
         rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
         return [[(self.label(i), p) for i, p in zip(indices, values, strict=True)] for indices, values in rows]
-
-
-_ROUNDING = 1e-3

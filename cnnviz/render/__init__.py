@@ -1,7 +1,7 @@
 """From numbers to pictures: normalising, colouring, laying over, arranging, captioning."""
 
 from .colour import DIVERGING, SEQUENTIAL, colour, colour_bar
-from .figure import compose, matplotlib_figure
+from .figure import compose, legible, matplotlib_figure
 from .grid import grid, settle
 from .normalise import Scale
 from .overlay import overlay, resize, resize_map, to_pil, to_tensor
@@ -14,6 +14,7 @@ __all__ = [
     "colour_bar",
     "compose",
     "grid",
+    "legible",
     "matplotlib_figure",
     "overlay",
     "resize",

@@ -25,7 +25,7 @@ def _font(size: int) -> Any:
 
 def compose(panels: Sequence[Image.Image], *, caption: str = "", scale: Scale | None = None) -> Image.Image:
     """Return panels of equal height on white, with a wrapped caption above and, given a scale, a colour bar below."""
-    factor = max(1, round(_SMALLEST / panels[0].height))
+    factor = max(1, round(_SMALLEST / max(panels[0].size)))
     panels = [p.resize((p.width * factor, p.height * factor), Image.Resampling.NEAREST) for p in panels]
     inner = max(sum(p.width for p in panels) + _MARGIN * (len(panels) - 1), _SMALLEST)
     lines = _wrapped(caption, inner)
@@ -64,6 +64,11 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
+def legible(text: str) -> str:
+    r"""Return a text that can be drawn: bytes of a file's name that are no UTF-8 stand as ``\udce9``."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -> Any:
     """Return a matplotlib figure with one axes per panel (picture, title, scale), each with its colour bar."""
     import cmap
@@ -77,7 +82,7 @@ def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -
     for place, (image, title, scale) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(image)
-        axes.set_title(textwrap.fill(title, 36), fontsize=9)
+        axes.set_title(textwrap.fill(legible(title), 36), fontsize=9, parse_math=False)
         axes.set_axis_off()
         if scale:
             colours = cmap.Colormap(palette(scale)).to_mpl()

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..explanation import Provenance
 from ..metrics import Evaluation, available
-from ..writing import Kind
+from ..writing import UNENCODABLE, Kind
 from .template import render_page
 
 PAGE: Final = "index.html"
@@ -41,10 +41,10 @@ def save_evaluation(evaluation: Evaluation, folder: str | Path) -> Path:
             with mpl.rc_context({"svg.hashsalt": name}):  # the same numbers give the same file
                 figure.savefig(drawing, format="svg", metadata={"Date": None})
             drawn[name] = drawing.getvalue()
-        (place / PAGE).write_text(evaluation_page(evaluation, drawn), encoding="utf-8")
+        (place / PAGE).write_text(evaluation_page(evaluation, drawn), encoding="utf-8", errors=UNENCODABLE)
         numbers = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        (place / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
-        with (place / VALUES).open("w", encoding="utf-8", newline="") as file:
+        (place / NUMBERS).write_text(numbers + "\n", encoding="utf-8", errors=UNENCODABLE)
+        with (place / VALUES).open("w", encoding="utf-8", errors=UNENCODABLE, newline="") as file:
             csv.writer(file).writerows(_rows(evaluation))
 
     return evaluation_folder(evaluation.metrics).write(folder, write)

@@ -36,7 +36,9 @@ def save_map(index: Index, points: Tensor, path: str | Path, *, method: str, lay
         SaveError: the file cannot be written.
     """
     k = min(_NEIGHBOURS, len(index) - 1)
-    _, near = index.search(index.features(layer), k, layer=layer, skip=range(len(index)))
+    near = torch.empty(len(index), 0, device="cpu")  # a single image has no neighbours
+    if k:
+        _, near = index.search(index.features(layer), k, layer=layer, skip=range(len(index)))
     groups = _groups(index)
     tiles = index.thumbnails()
     side = tiles.shape[-1]

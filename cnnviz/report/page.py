@@ -137,12 +137,18 @@ def _attempt(
     model: Model, inputs: Tensor | None, technique: str, progress: Progress | None, **arguments: Any
 ) -> Explanation | Failure:
     """Run a technique; one that fails, in whatever way, takes no other down. Cancelling goes through."""
-    made, error = attempt(lambda step: explain(model, inputs, technique, progress=step, **arguments), progress)
+
+    def explained(step: Progress) -> tuple[Explanation, bool]:
+        made = explain(model, inputs, technique, progress=step, **arguments)
+        return made, bool(made.panels(1))  # one that cannot be drawn has failed as well
+
+    made, error = attempt(explained, progress)
     if error is not None:
         blamed = "" if isinstance(error, CnnvizError) else f", from {techniques().offer(technique)}"
         return Failure(technique, reason(error) + blamed)
     assert made is not None
-    return made if made.panels(1) else Failure(technique, "it gave nothing to show")
+    explanation, shows = made
+    return explanation if shows else Failure(technique, "it gave nothing to show")
 
 
 def _suitable() -> dict[str, Technique]:

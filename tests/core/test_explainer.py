@@ -323,6 +323,11 @@ def test_arguments_of_the_wrong_type_are_told(net: nn.Module, x: Tensor, argumen
     [
         (lambda request: None, "returned NoneType None, expected a tensor or an explanation"),
         (lambda request: request.inputs[0], r"returned a tensor \(3, 10, 12\), expected \(N, C, h, w\)"),
+        (lambda request: request.inputs[:, :0], r"returned a tensor \(\d+, 0, 10, 12\), expected \(N, C, h, w\)"),
+        (
+            lambda request: cnnviz.Gallery(images=torch.rand(2, 4, 5, 5)),
+            r"returned a tensor \(2, 4, 5, 5\), expected pictures \(M, 3, h, w\)",
+        ),
         (lambda request: request.inputs[:1], "a row for each sample"),
     ],
 )

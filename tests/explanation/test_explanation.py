@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 import cnnviz
 from cnnviz import Gallery, Heatmap, Neighbours, Projection, Provenance, SaveError
+from cnnviz.explanation.saving import FOLDER
 from cnnviz.explanation.types import Explanation
 
 PROVENANCE = Provenance(technique="grad-cam", options={"relu": True, "window": [3, 4]}, layer=["a", "b#1"], seconds=1.5)
@@ -166,19 +168,71 @@ def test_failing_while_writing_keeps_the_old_result(tmp_path: Path, monkeypatch:
 
 
 def test_interrupting_between_the_renames_keeps_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = examples()[0]
+    """Before or after any of them."""
+    old, new = examples()[0], examples()[3]
     old.save(tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
     rename = Path.rename
+    left = [0, False]
 
     def interrupted(self: Path, target: Path) -> Path:
-        if self.name == "new":
+        left[0] -= 1
+        if left[0] == 0:
+            if left[1]:
+                rename(self, target)
             raise KeyboardInterrupt
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        examples()[3].save(tmp_path / "out")
-    assert cnnviz.load(tmp_path / "out").equals(old)
+    for number in range(1, len(before) + 4):
+        for afterwards in (False, True):
+            left[:] = [number, afterwards]
+            with pytest.raises(KeyboardInterrupt):
+                new.save(tmp_path / "out")
+            assert cnnviz.load(tmp_path / "out").equals(old)
+            assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    left[0] = 0
+    new.save(tmp_path / "out")
+    assert cnnviz.load(tmp_path / "out").equals(new)
+
+
+def test_a_folder_that_is_there_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mount, a link, or where the process works."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    same = real.stat().st_ino
+    monkeypatch.chdir(real)
+    for place in (".", real, link):
+        for made in (examples()[0], examples()[3]):
+            assert made.save(place) == real
+            assert cnnviz.load(real).equals(made)
+            assert (real.stat().st_ino, Path.cwd()) == (same, real)
+    assert link.is_symlink()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    examples()[0].save(tmp_path / "gone")
+    assert cnnviz.load(tmp_path / "nowhere").equals(examples()[0])
+    (real / ".cnnviz-killed").mkdir()  # what a process left that was killed meanwhile
+    examples()[0].save(real)
+    assert not (real / ".cnnviz-killed").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "closed"
+    place.mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != place)  # root may write to anything
+    for folder in (place, place / "inside" / "further"):
+        with pytest.raises(SaveError, match=r"cannot be written, for '.*closed' may not; give a folder"):
+            FOLDER.check(folder)
+
+
+def test_names_that_are_no_utf_8_are_kept(tmp_path: Path) -> None:
+    """On Linux a file may be called by any bytes, which Python has as halves of surrogate pairs."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    made = cnnviz.Gallery(images=torch.rand(1, 3, 8, 8), captions=(name,))
+    assert cnnviz.load(made.save(tmp_path / "out")).equals(made)
 
 
 def test_damage_is_noticed_on_loading(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,17 @@ def test_it_is_saved_with_every_number(made: Evaluation, tmp_path: Path) -> None
             save_evaluation(made, place)
         assert (place / "thesis.txt").exists()
     assert (folder / "index.html").exists()
+
+
+def test_labels_are_written_as_they_are(net: nn.Module, tmp_path: Path) -> None:
+    """Also where matplotlib would read a formula, or where they are no UTF-8."""
+    label, name = r"saliency $\alpha_{smooth$ vs $x$", os.fsdecode(b"caf\xe9")
+    folder = save_evaluation(
+        evaluate(net, some(2), {label: "saliency", name: "saliency"}, ["deletion"]), tmp_path / "a"
+    )
+    assert list(json.loads((folder / "evaluation.json").read_text())["techniques"]) == [label, name]
+    assert r"caf\udce9" in (folder / "values.csv").read_text()
+    assert label in (folder / "index.html").read_text()
 
 
 def test_it_shows_itself_in_a_notebook(made: Evaluation) -> None:

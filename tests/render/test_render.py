@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy
+import pytest
 import torch
 from PIL import Image
 
@@ -93,6 +94,13 @@ def test_compose_writes_caption_and_scale() -> None:
     assert (top < 128).sum() > 100, "the caption is there"
     bottom = numpy.asarray(told.convert("L"))[-28:]
     assert (bottom < 128).sum() > 10, "the scale's labels are there"
+
+
+@pytest.mark.parametrize("size", [(200, 1), (16_000, 1), (1, 300), (3, 5)])
+def test_thin_panels_are_enlarged_by_their_longer_side(size: tuple[int, int]) -> None:
+    made = render.compose([Image.new("RGB", size, "black")] * 2)
+    assert made.width <= max(2 * 224, 2 * size[0]) + 30 * 2
+    assert made.height <= max(300, size[1] + 20)
 
 
 def test_a_long_caption_is_wrapped_not_cut() -> None:

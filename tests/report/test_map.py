@@ -104,3 +104,18 @@ def test_names_cannot_break_the_page(tmp_path: Path, browser: Any) -> None:
     page.mouse.move(box["x"] + x, box["y"] + y)
     page.wait_for_timeout(200)
     assert complaints == []
+
+
+def test_a_single_image_has_no_neighbours(tmp_path: Path, browser: Any) -> None:
+    index = build_index(small_model(), fill(tmp_path / "images", 1), tmp_path / "index", layer="1", workers=0)
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(save_map(index, lay_out(index, "pca"), tmp_path / "map.html", method="components").as_uri())
+    x, y = page.evaluate("screen(0)")
+    box = page.locator("#map").bounding_box()
+    page.mouse.click(box["x"] + x, box["y"] + y)
+    page.wait_for_timeout(200)
+    assert page.locator("#card .name").inner_text() == index.ids[0]
+    assert page.locator("#card .near canvas").count() == 0
+    assert complaints == []

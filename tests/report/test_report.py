@@ -122,6 +122,25 @@ def test_a_technique_that_cannot_run_is_reported_on_the_page(tmp_path: Path) -> 
     assert "<b>.png" not in text
 
 
+def test_a_result_that_cannot_be_drawn_takes_no_other_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panels = cnnviz.Heatmap.panels
+
+    def fails(self: cnnviz.Heatmap, count: int | None = None) -> Any:
+        if self.provenance is not None and self.provenance.technique == "grad-cam":
+            raise RuntimeError("no colours left")
+        return panels(self, count)
+
+    monkeypatch.setattr(cnnviz.Heatmap, "panels", fails)
+    photo = tmp_path / "cat.png"
+    demo_picture().save(photo)
+    made = make_report(cnnviz.load_model(), [photo], names=["grad-cam", "saliency"])
+    assert list(made.sections[0].explanations) == ["saliency"]
+    (failure,) = made.sections[0].failures
+    assert failure.technique == "grad-cam"
+    assert "no colours left" in failure.reason
+    assert "no colours left" in made.html()
+
+
 def test_writing_to_a_read_only_place_is_a_clear_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

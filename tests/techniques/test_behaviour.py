@@ -92,8 +92,9 @@ def test_patches_of_an_index_are_those_of_its_images(model: Model, x: Tensor, in
     here = cnnviz.explain(model, x, "top-patches", **given)
     torch.testing.assert_close(there.values, here.values, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(there.images, here.images, rtol=0, atol=2 / 255)
-    with pytest.raises(OptionError, match="the index keeps 16"):
-        cnnviz.explain(model, None, "top-patches", index=str(index.folder), layer=LAYER, top=17)
+    for technique in ("top-patches", "activation-overlay"):
+        with pytest.raises(OptionError, match="option 'top': got 17, but the index keeps 16"):
+            cnnviz.explain(model, None, technique, index=str(index.folder), layer=LAYER, top=17)
     with pytest.raises(InputError, match="neither images nor an index"):
         cnnviz.explain(model, None, "top-patches", layer=LAYER)
     with pytest.raises(OptionError, match="give one of the two"):
@@ -165,8 +166,8 @@ def test_a_projection_is_that_of_the_features(model: Model, x: Tensor, index: In
 
 
 def test_without_a_layer_named_that_of_the_index_is_taken(model: Model, x: Tensor, index: Index) -> None:
-    for technique in ("neighbours", "projection", "top-patches"):
-        given = None if technique == "top-patches" else x[:2]
+    for technique in ("neighbours", "projection", "top-patches", "activation-overlay"):
+        given = None if technique in ("top-patches", "activation-overlay") else x[:2]
         made, named = (
             cnnviz.explain(model, given, technique, index=str(index.folder), layer=layer) for layer in (None, LAYER)
         )

@@ -49,10 +49,26 @@ def test_a_layer_without_maps_is_told(tmp_path: Path) -> None:
         cnnviz.explain(cnnviz.load_model(), [demo_picture()], "feature-inversion", layer="classifier.1", steps=1)
 
 
-def test_what_no_picture_can_be_found_for_is_told() -> None:
+def test_units_that_nobody_knows_are_stretched() -> None:
+    """As pictures of such samples are: from black, the lowest number of a sample, to white."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 8, 3))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(3)[:, :, None, None] * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None])
+    plain = 0.1 + 0.8 * torch.rand(2, 3, 10, 12)
+    x = torch.cat([plain[:1], 4 * plain[1:] - 2])
+    given = {"layer": "0", "norm": 0.0, "total_variation": 0.0, "steps": 400}
+    made = cnnviz.explain(net, x, "feature-inversion", **given)
+    assert isinstance(made, cnnviz.Gallery)
+    low, high = plain[1].min(), plain[1].max()
+    wanted = torch.stack([plain[0], (plain[1] - low) / (high - low)])
+    torch.testing.assert_close(made.images, wanted, atol=0.01, rtol=0)
+    alone = cnnviz.explain(net, x[1:], "feature-inversion", **given)
+    assert isinstance(alone, cnnviz.Gallery)
+    torch.testing.assert_close(alone.images[0], made.images[1], atol=1e-3, rtol=0)
+
+
+def test_a_layer_that_sees_nothing_is_told() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    with pytest.raises(cnnviz.InputError, match=r"got values from -.*no preprocessing that tells what they show"):
-        cnnviz.explain(net, torch.randn(1, 3, 16, 16), "feature-inversion", layer="0", steps=1)
     with torch.no_grad():
         net[0].weight.zero_()
         net[0].bias.fill_(-1)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnnviz import Field, InputError, LayerError, OptionError, Request, capture, render
-from cnnviz.index import Index
+from cnnviz.index import Index, Strongest
 
 Made = TypeVar("Made")
 
@@ -34,6 +34,17 @@ def open_index(request: Request, folder: str | None) -> Index:
 def last_layer(options: Any) -> str | None:
     """Return the last layer of the index that the options name, None where they name none."""
     return None if options.index is None else Index(options.index).layers[-1]
+
+
+def strongest(request: Request, index: Index, top: int) -> Strongest:
+    """Return the units of an index in which each channel was most active, of at least `top` images.
+
+    Raises:
+        OptionError: it keeps fewer.
+    """
+    if top > index.recipe.top:
+        raise OptionError(f"option 'top': got {top}, but the index keeps {index.recipe.top} for each channel")
+    return index.strongest(request.layer)
 
 
 def chosen(request: Request, named: tuple[int, ...], count: int, first: int) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from cnnviz import (
 from cnnviz.index import Index, Strongest
 from cnnviz.ops import crop_patches
 
-from .collection import INDEX, chosen, last_layer, of_maps, open_index, pictures
+from .collection import INDEX, chosen, last_layer, of_maps, open_index, pictures, strongest
 
 _FIRST = 16
 _TILE = 96
@@ -56,12 +56,10 @@ def top_patches(request: Request, options: TopPatchesOptions) -> Gallery:
     if request.given and options.index is not None:
         raise OptionError("option 'index': got images as well; give one of the two")
     index = None if request.given else open_index(request, options.index)
-    strongest = _strongest(request, options.top) if index is None else index.strongest(request.layer)
-    if index is not None and options.top > index.recipe.top:
-        raise OptionError(f"option 'top': got {options.top}, but the index keeps {index.recipe.top} for each channel")
-    channels = torch.tensor(chosen(request, options.channels, strongest.values.shape[1], _FIRST), device="cpu")
-    values = strongest.values.T[channels, : options.top]  # (M, K)
-    places = strongest.places.transpose(0, 1)[channels, : options.top]  # (M, K, 3)
+    units = _strongest(request, options.top) if index is None else strongest(request, index, options.top)
+    channels = torch.tensor(chosen(request, options.channels, units.values.shape[1], _FIRST), device="cpu")
+    values = units.values.T[channels, : options.top]  # (M, K)
+    places = units.places.transpose(0, 1)[channels, : options.top]  # (M, K, 3)
     inputs, shown, image = _looked_at(request, index, places[..., 0].flatten())
     unit = places[..., 1:].flatten(0, 1)
     corners, size = _fields(request, inputs, unit)

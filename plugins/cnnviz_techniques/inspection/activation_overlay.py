@@ -11,7 +11,7 @@ from torch.nn import functional
 from cnnviz import Field, Gallery, Options, Request, Technique, hookimpl, render
 from cnnviz.index import exact_quantile
 
-from ..behaviour.collection import INDEX, chosen, of_maps, open_index, pictures
+from ..behaviour.collection import INDEX, chosen, last_layer, of_maps, open_index, pictures, strongest
 
 _FIRST = 4
 _TILE = 128  # pixels
@@ -46,14 +46,16 @@ def activation_overlay(request: Request, options: ActivationOverlayOptions) -> G
     else:
         limits = index.threshold(options.quantile, request.layer)
     channels = chosen(request, options.channels, len(limits), _FIRST)
-    strongest = None if index is None or request.given else index.strongest(request.layer).places[: options.top, :, 0]
+    shown_of = None  # rows of the index, (top, C)
+    if index is not None and not request.given:
+        shown_of = strongest(request, index, options.top).places[: options.top, :, 0]
     images, values = [], []
     for number, channel in enumerate(channels):
         share = (number / len(channels), (number + 1) / len(channels))
-        if index is None or strongest is None:
+        if index is None or shown_of is None:
             shown, maps = request.pictures, every[:, channel]
         else:
-            shown = pictures(request, index, strongest[:, channel].tolist())
+            shown = pictures(request, index, shown_of[:, channel].tolist())
             inputs = request.normalisation.normalise(shown).to(request.example)
             maps = _maps(request, inputs, share)[:, channel]
         images.append(_picture(shown, maps, float(limits[channel])))
@@ -97,5 +99,6 @@ def cnnviz_techniques(register):
             family="inspection",
             inputs="any",
             layers="one",
+            default_layer=last_layer,
         )
     )

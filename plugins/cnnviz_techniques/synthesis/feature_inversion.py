@@ -8,6 +8,7 @@ from torch import Tensor
 from cnnviz import Field, Gallery, InputError, Request, Technique, hookimpl
 from cnnviz.synthesis import Canvas, Optimised, Pixels, Transformed, features, p_norm, synthesise, total_variation
 
+_ROUNDING = 1e-3
 _NOISE = 0.05  # standard deviation in [0, 1]
 
 
@@ -27,10 +28,13 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
     Of each sample one picture for each layer, (N, 3, H, W); `history` (N, steps) the relative error of the features
     before each step: the norm of their difference over the norm of the given picture's. Mahendran & Vedaldi 2015,
     equation 1, with total variation and the norm of their section 3.
+
+    Where nothing is known of the units of the network's input, samples beyond [0, 1] go from black, which is their
+    lowest number, to white.
     """
     model, layers = request.model, (str(request.layer),)
     x = request.inputs
-    request.described.check_units(x)
+    black, spread = _units(request)
     begins = (0.5 + _NOISE * torch.randn(1, 3, *x.shape[2:], generator=request.generator, device="cpu")).to(x.device)
 
     def seen(start: int, stop: int) -> Tensor:
@@ -50,7 +54,7 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
         return Pixels(request.normalisation.normalise(noise), request.normalisation)
 
     def loss(made: Tensor, start: int, stop: int) -> Tensor:
-        (maps,) = features(model, layers, made)
+        (maps,) = features(model, layers, black[start:stop] + spread[start:stop] * made)
         return (maps - wanted[start:stop]).to(precise).square().flatten(1).sum(1) / size[start:stop]
 
     inputs, losses = synthesise(
@@ -67,6 +71,14 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
     history = losses.sqrt()
     captions = tuple(f"{request.layer}: relative error {row[-1]:.3g}" for row in history.tolist())
     return Gallery(images=request.normalisation.inverse(inputs).cpu(), history=history, captions=captions)
+
+
+def _units(request: Request) -> tuple[Tensor, Tensor]:
+    """Return what 0 and what a step of 1 on the canvas is for each sample, (N, 1, 1, 1), in the units of the input."""
+    x = request.inputs
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    known = ((low >= -_ROUNDING) & (high <= 1 + _ROUNDING)) | (request.described.preprocess is not None)
+    return torch.where(known, 0.0, low), torch.where(known, 1.0, high - low)
 
 
 @hookimpl
