@@ -593,8 +593,18 @@ class Request:
             probability: score classes by the softmax of the output, unless scores are known already.
         """
         if self._shared.base is None:
+            count = len(self.inputs)
+
+            def scored(start: int, stop: int) -> Tensor:
+                rows = torch.arange(start, stop, device="cpu")
+                return self._scores(self.inputs[start:stop].clone(), rows, probability=probability)
+
             with torch.no_grad():
-                self.score(probability=probability)
+                if count <= self._at_once:
+                    self.score(probability=probability)
+                else:
+                    self._classes(None)
+                    self._shared.base = _finite(torch.cat(self.batched(scored, count)))
             assert self._shared.base is not None
         self.scored = True
         return self._shared.base[:, self._column]
@@ -732,9 +742,24 @@ class Request:
                 if self._inputs is None:
                     raise TargetError("target: got none, and there are no inputs whose top class it could be; name one")
                 with torch.no_grad():
-                    output = self.model(self.inputs.clone())
-            self._shared.classes = _top(output, 1 if self._target is None else self._target.k)
+                    found = torch.cat(self.batched(self._tops, len(self.inputs)))
+            else:
+                found = _top(output, self._best)
+            self._shared.classes = found
         return self._shared.classes
+
+    @property
+    def _best(self) -> int:
+        """How many of each sample's top classes are explained."""
+        return self._target.k if isinstance(self._target, Top) else 1
+
+    def _tops(self, start: int, stop: int) -> Tensor:
+        return _top(self.model(self.inputs[start:stop].clone()), self._best)
+
+    @property
+    def _at_once(self) -> int:
+        """How many samples fit the memory budget."""
+        return batch_size(self._survey(), self.memory, self.inputs.device, backward=False)
 
 
 def _slopes(scores: Tensor, places: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

@@ -277,13 +277,19 @@ def class_scores(output: Any, indices: Tensor, *, probability: bool = False) -> 
     """Return each row's scores of its classes, or their softmax: (rows, classes), (rows, K) -> (rows, K).
 
     Raises:
-        TargetError: the output is not (rows, classes), or a class is out of range.
+        TargetError: the output is not (rows, classes), or a class is out of range, or the only one where its
+            probability is asked for.
     """
     output = class_output(output)
     classes = output.shape[1]
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):
         raise TargetError(f"class {int(wrong[0])} is out of range: the model has classes 0 to {classes - 1}")
+    if probability and classes == 1:
+        raise TargetError(
+            "the model returns one score for each input, whose softmax is 1 whatever it is; give a callable, such as "
+            "target=lambda output: output[:, 0].sigmoid()"
+        )
     if probability:
         output = output.softmax(1)
     picked: Tensor = output.gather(1, indices.to(output.device))

@@ -1,7 +1,12 @@
-"""Where an application makes its own tensors by default changes nothing: a GPU for most, here one without numbers."""
+"""Where and of what type an application makes its own tensors by default changes nothing.
+
+For most that is a GPU, here a device without numbers; or double precision, or half.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +26,7 @@ def network() -> nn.Module:
     ).eval()
 
 
+TYPES = torch.float64, torch.bfloat16
 IMAGES = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 VARIED: dict[str, dict[str, Any]] = {
     **{name: {} for name in cnnviz.techniques()},
@@ -34,13 +40,31 @@ VARIED: dict[str, dict[str, Any]] = {
 }
 
 
+@contextmanager
+def of_type(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+DEFAULTS = {"device": lambda: torch.device("meta"), **{str(t): lambda t=t: of_type(t) for t in TYPES}}
+
+
+@pytest.fixture(params=DEFAULTS)
+def elsewhere(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
+    return DEFAULTS[request.param]()
+
+
 @pytest.mark.parametrize("case", VARIED)
-def test_techniques(case: str) -> None:
+def test_techniques(case: str, elsewhere: AbstractContextManager[Any]) -> None:
     name = case.partition(",")[0]
     net, (inputs, target) = quick.network(name, network()), quick.arguments(name, IMAGES)
     given = {"target": target, **quick.OPTIONS.get(name, {}), **VARIED[case]}
     expected = cnnviz.explain(net, inputs, name, **given)
-    with torch.device("meta"):
+    with elsewhere:
         made = cnnviz.explain(net, inputs, name, **given)
     assert all(
         _equal(value, vars(expected)[key]) for key, value in vars(made).items() if isinstance(value, torch.Tensor)
@@ -49,10 +73,10 @@ def test_techniques(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", cnnviz.metrics.available())
-def test_metrics(name: str) -> None:
+def test_metrics(name: str, elsewhere: AbstractContextManager[Any]) -> None:
     net, boxes = network(), [torch.tensor([[2.0, 3.0, 12.0, 14.0]])] * 2
     given = {"boxes": boxes} if cnnviz.metrics.available()[name].boxes else {}
     expected = cnnviz.metrics.measure(net, IMAGES, "saliency", name, **given)
-    with torch.device("meta"):
+    with elsewhere:
         made = cnnviz.metrics.measure(net, IMAGES, "saliency", name, **given)
     assert torch.equal(made.values, expected.values)

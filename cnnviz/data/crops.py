@@ -71,7 +71,7 @@ class Crops:
         raise InputError(f"none of {count} images can be read; {next(iter(left_out.values()))}")
 
     def _cut(self, image: Image.Image, draws: torch.Generator) -> Tensor:
-        share, down, across, mirrored = torch.rand(4, generator=draws, device="cpu").tolist()
+        share, down, across, mirrored = torch.rand(4, generator=draws, dtype=torch.float32, device="cpu").tolist()
         side = min(image.size) * (1 - share / 3)
         left, top = across * (image.width - side), down * (image.height - side)
         box = (left, top, left + side, top + side)

@@ -36,7 +36,8 @@ class Strongest:
     def none(cls, top: int, channels: int) -> Strongest:
         """Return a tally of nothing."""
         return cls(
-            torch.full((top, channels), -torch.inf, device="cpu"), torch.full((top, channels, 3), -1, device="cpu")
+            torch.full((top, channels), -torch.inf, dtype=torch.float32, device="cpu"),
+            torch.full((top, channels, 3), -1, device="cpu"),
         )
 
     @classmethod
@@ -123,4 +124,4 @@ def _middles() -> Tensor:
     """Return the value that each bin stands for, (BINS,)."""
     edges = ((torch.arange(_STEPS + 1, dtype=torch.int32, device="cpu") + _BASE) << _SHIFT).view(torch.float32)
     positive = (edges[:-1] + edges[1:]) / 2
-    return torch.cat([-positive.flip(0), torch.zeros(1, device="cpu"), positive])
+    return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])

@@ -216,7 +216,7 @@ def _of(values: Any, part: slice) -> Any:
 
 
 def _nothing(part: slice) -> Measurement:
-    return Measurement(torch.full((part.stop - part.start,), math.nan, device="cpu"))
+    return Measurement(torch.full((part.stop - part.start,), math.nan, dtype=torch.float32, device="cpu"))
 
 
 def _attempted(
@@ -251,11 +251,11 @@ def _joined(parts: list[Measurement]) -> Measurement:
     """Join the measurements of consecutive groups; one that failed has no curves."""
     values = torch.cat([part.values for part in parts])
     model = next((part for part in parts if part.curves is not None), None)
-    if model is None or model.places is None:
+    if model is None or model.places is None or model.curves is None:
         return Measurement(values)
     width = len(model.places)
     curves = [
-        torch.full((len(part.values), width), math.nan, device="cpu") if part.curves is None else part.curves
+        model.curves.new_full((len(part.values), width), math.nan) if part.curves is None else part.curves
         for part in parts
     ]
     return Measurement(values, torch.cat(curves), model.places, model.axes)

@@ -101,7 +101,8 @@ def _noise(case: Case, options: InfidelityOptions) -> _Draw:
     flat = values.flatten(1).double()
 
     def draw(draws: int) -> tuple[Tensor, Callable[[int, int], Tensor]]:
-        noise = torch.randn(draws, *images.shape[1:], generator=generator, device="cpu").to(images) * options.noise
+        noise = torch.randn(draws, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
+        noise = noise.to(images) * options.noise
         # One map for all channels counts for each of them.
         summed = noise if values.shape[1] == noise.shape[1] else noise.sum(1, keepdim=True)
         place = torch.arange(len(images) * draws, device=images.device)

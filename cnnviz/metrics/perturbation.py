@@ -73,7 +73,7 @@ def _curves(case: Case, options: DeletionOptions, *, inserting: bool) -> Measure
 
     found = case.request.sweep(shown, len(owner), owner, probability=True, rounding="any")
     scores = found.to(case.values.dtype).reshape(count, -1)
-    share = counts.cpu() / (height * width)
+    share = counts.cpu().double() / (height * width)
     areas = torch.trapezoid(scores, share.to(scores), dim=1)
     done = "inserted" if inserting else "deleted"
     return Measurement(areas, scores, share, (f"share of pixels {done}", "score of the target"))

@@ -30,7 +30,8 @@ def parameter_randomisation(case: Case, options: RandomisationOptions) -> Measur
     """How far the map ranks places as the map of the network whose weights are all random does; near 0 is right.
 
     Layers are randomised one after the other from the last to the first; the curve has Spearman's correlation on the
-    way, the value is the magnitude of its end; NaN for a map that is the same everywhere. Adebayo 2018, section 3.1.
+    way, the value is the magnitude of its end; NaN where either map is the same everywhere, as Grad-CAM's may be once
+    layers are random. Adebayo 2018, section 3.1.
     """
     request = case.request
     net = _with_own_weights(request.model)
@@ -87,13 +88,13 @@ def _randomise(module: nn.Module, draw: str, generator: torch.Generator) -> None
 
 
 def _likeness(a: Tensor, b: Tensor, *, absolute: bool) -> Tensor:
-    """Return Spearman's rank correlation of each pair of maps, (N, H, W) -> (N,); 0 where a map is constant."""
+    """Return Spearman's rank correlation of each pair of maps, (N, H, W) -> (N,); NaN where a map is constant."""
     if absolute:
         a, b = a.abs(), b.abs()
     first, second = _ranks(a.flatten(1)), _ranks(b.flatten(1))
     first, second = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
     sizes = first.norm(dim=1) * second.norm(dim=1)
-    return (first * second).sum(1) / torch.where(sizes == 0, 1, sizes)
+    return torch.where(sizes == 0, torch.nan, (first * second).sum(1) / sizes)
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ def max_sensitivity(case: Case, options: MaxSensitivityOptions) -> Tensor:
     size = case.values.flatten(1).norm(dim=1)
     largest = torch.zeros_like(size)
     for i in range(options.samples):
-        noise = torch.rand(images.shape[1:], generator=case.request.generator, device="cpu") * 2 - 1
+        noise = torch.rand(images.shape[1:], generator=case.request.generator, dtype=torch.float32, device="cpu")
+        noise = noise * 2 - 1
         share = i / options.samples, (i + 1) / options.samples
         changed = case.explain(images + noise.to(images) * options.radius, share=share)
         largest = torch.maximum(largest, (changed - case.values).flatten(1).norm(dim=1))

@@ -92,8 +92,9 @@ class Fourier:
 
 def _spectrum(size: tuple[int, int]) -> Tensor:
     """Return the amplitude of each frequency in a photograph, (H, W // 2 + 1): inverse to the frequency."""
-    rows, columns = torch.fft.fftfreq(size[0], device="cpu")[:, None], torch.fft.rfftfreq(size[1], device="cpu")[None]
-    frequency = (rows**2 + columns**2).sqrt()
+    single = {"dtype": torch.float32, "device": "cpu"}
+    rows, columns = torch.fft.fftfreq(size[0], **single), torch.fft.rfftfreq(size[1], **single)
+    frequency = (rows[:, None] ** 2 + columns**2).sqrt()
     # The constant is given the amplitude of the lowest wave. The factor makes a step of 0.05 a good one.
     amplitude: Tensor = 0.25 / frequency.clamp(min=1 / max(size))
     return amplitude

@@ -116,7 +116,7 @@ class Style:
     @classmethod
     def blend(cls, styles: Sequence[Style], weights: Sequence[float]) -> Style:
         """Return the weighted mean of several styles."""
-        shares = torch.tensor(weights, device="cpu") / sum(weights)
+        shares = torch.tensor(weights, dtype=torch.float64, device="cpu") / sum(weights)
         stacked = (torch.cat(grams) for grams in zip(*(style.grams for style in styles), strict=True))
         return cls(tuple((grams * shares.to(grams)[:, None, None]).sum(0, keepdim=True) for grams in stacked))
 

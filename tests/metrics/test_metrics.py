@@ -309,6 +309,41 @@ def test_a_map_that_is_turned_around_does_notice_nothing_either(small: nn.Module
     assert made.values.item() == pytest.approx(1.0)
 
 
+def test_a_map_that_vanishes_says_nothing(small: nn.Module) -> None:
+    turns: list[int] = []
+
+    def vanishes(request: cnnviz.Request, options: cnnviz.Options) -> Tensor:
+        """Show the image, and nothing of the first sample ever after."""
+        request.score()
+        turns.append(1)
+        seen = torch.tensor([float(len(turns) == 1), 1.0], dtype=torch.float64)[:, None, None, None]
+        return request.inputs.sum(1, keepdim=True) * seen
+
+    x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    made = measure(small, x, cnnviz.Technique("vanishes", vanishes), "parameter-randomisation")
+    assert made.values.isnan().tolist() == [True, False]
+    assert made.curves[0, 0] == pytest.approx(1.0)
+    assert made.curves[0, 1:].isnan().all()
+
+
+@pytest.mark.parametrize("target", [None, 1])
+@pytest.mark.parametrize("metric", ["infidelity", "deletion", "average-drop"])
+def test_many_images_keep_to_the_budget(metric: str, target: int | None) -> None:
+    sizes: list[int] = []
+
+    class Watched(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(0 if x.is_meta else len(x))
+            return super().forward(x)
+
+    net, x = Watched().eval(), torch.randn(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(40, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    made = measure(net, x, maps, metric, target=target, memory="2MiB")
+    assert max(sizes) < 20
+    plenty = measure(net, x, maps, metric, target=target, memory="1GiB")
+    torch.testing.assert_close(made.values, plenty.values, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("draw", ["shuffle", "reset"])
 def test_randomisation_begins_with_the_last_layer_and_leaves_the_model_alone(small: nn.Module, draw: str) -> None:
     found: list[dict[str, Tensor]] = []

@@ -12,6 +12,7 @@ import torchcam.methods
 import torchvision
 from captum.attr import GuidedGradCam
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import cnnviz
 from tests.reference.cam import cam, grad_cam_plus_plus, layer_cam, score_cam, windowed_scores
@@ -127,6 +128,56 @@ def test_a_head_that_cannot_be_converted_is_refused_with_the_reason(net: nn.Modu
         cnnviz.explain(net, torch.randn(1, 3, 8, 8), "cam")
 
 
+class Pooled(nn.Module):
+    """A head that brings the map to one place by a function of its own."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.pool = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), pool
+        self.head = nn.LazyLinear(4)
+        self(torch.zeros(1, 3, 12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.body(x)), 1))
+
+
+POOLS: dict[str, tuple[Any, str]] = {
+    "the largest": (lambda x: F.adaptive_max_pool2d(x, 1), "adaptive_max_pool2d"),
+    "the largest, by a window": (lambda x: F.max_pool2d(x, x.shape[2:]), "max_pool2d"),
+    "both": (lambda x: torch.cat([F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], 1), "adaptive_max_pool2d"),
+    "a power mean": (lambda x: F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(3), 1).pow(1 / 3), "pow"),
+    "scaled": (lambda x: F.adaptive_avg_pool2d(x, 1) * 2.0, "mul"),
+    "a sum": (lambda x: x.sum((2, 3), keepdim=True), "sum"),
+    "scaled, then flattened by a view": (lambda x: (x.mean((2, 3), keepdim=True) * 2).view(len(x), -1, 1, 1), "mul"),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_head_that_pools_otherwise_is_refused_and_no_flat_map(name: str) -> None:
+    pool, call = POOLS[name]
+    with pytest.raises(cnnviz.ModelError, match=f"its head calls {call}, which has no counterpart on a map"):
+        cnnviz.explain(Pooled(pool).eval(), torch.rand(1, 3, 12, 12), "cam", target=1)
+
+
+def test_gates_in_the_body_are_no_head() -> None:
+    """Squeeze and excitation brings a map to one place as well, and multiplies the map by it."""
+
+    class Gated(Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.body(x)
+            maps = maps * F.adaptive_max_pool2d(maps, 1).sigmoid() * F.adaptive_avg_pool2d(maps, 1).sigmoid()
+            return self.head(torch.flatten(F.adaptive_avg_pool2d(maps, 1), 1))
+
+    net, x = Gated(lambda x: F.adaptive_avg_pool2d(x, 1)).eval(), torch.rand(1, 3, 12, 12)
+    made = cnnviz.explain(net, x, "cam", target=1, upsample=None)
+    assert made.values.shape == (1, 1, 10, 10)
+    maps = net.body(x)
+    maps = maps * F.adaptive_max_pool2d(maps, 1).sigmoid() * F.adaptive_avg_pool2d(maps, 1).sigmoid()
+    expected = (net.head.weight[1][:, None, None] * maps).sum(1, keepdim=True)
+    torch.testing.assert_close(made.values, expected.detach())
+
+
 def test_cam_explains_classes_alone() -> None:
     net = network("resnet18", torch.float64)
     with pytest.raises(cnnviz.TargetError, match="explain classes"):
@@ -240,6 +291,30 @@ def test_maps_worked_out_by_hand() -> None:
     # Shares: of a 1 / (2 + 3) twice; of b, for its one positive slope, 36 / (72 + 2 · 216).
     weights = 2 / 5, 36 / 504 * 6
     assert heat("grad-cam++") == pytest.approx([weights[0] + 3 * weights[1], 2 * weights[0] - weights[1]])
+
+
+def test_weights_of_many_places_are_more_than_half_precision_holds() -> None:
+    """Slopes of single places are as small as its numbers go; their means and products with maps are not rounded so."""
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(self.body(x))
+
+        def rest(self, maps: Tensor) -> Tensor:
+            return self.head(maps.relu()).mean((2, 3))
+
+    net, x = Large().half().eval(), torch.rand(1, 3, 224, 224).half()
+    made = cnnviz.explain(net, x, "grad-cam", layer="body", target=1, relu=False, upsample=None).values
+    maps = net.body(x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(net.rest(maps)[0, 1], maps)
+    expected = (slope.float().mean((2, 3), keepdim=True) * maps.float()).sum(1, keepdim=True).detach()
+    torch.testing.assert_close(made, expected.half(), rtol=0, atol=2.0**-24)
+    assert float(expected.abs().max()) > 20 * 2.0**-24
 
 
 def test_small_slopes_count_in_half_precision() -> None:

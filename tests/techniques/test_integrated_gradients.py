@@ -76,3 +76,23 @@ def test_many_steps_add_up_in_half_precision(dtype: torch.dtype) -> None:
     made = cnnviz.explain(net.to(dtype).eval(), x, "integrated-gradients", target=0, steps=1000, quadrature="midpoint")
     assert made.values.dtype == dtype
     assert float(made.values.float().sum()) == pytest.approx(4, rel=0.01)
+
+
+def test_thousands_of_points_are_those_of_pieces_of_the_way() -> None:
+    class Power(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.flatten(1) ** 40).sum(1, keepdim=True)
+
+    x = torch.tensor([[[[0.9, 1.02]]]], dtype=torch.float64)
+    for steps in (20, 500, 501, 1234):  # n points are right for powers up to 2 n - 1, here of 39
+        made = cnnviz.explain(Power(), x, "integrated-gradients", target=0, steps=steps).values
+        torch.testing.assert_close(made, x**40, rtol=1e-12, atol=0)
+    seen: list[int] = []
+
+    class Counted(Power):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(0 if x.is_meta else len(x))
+            return super().forward(x)
+
+    cnnviz.explain(Counted(), x, "integrated-gradients", target=0, steps=10_000)
+    assert sum(seen) >= 10_000

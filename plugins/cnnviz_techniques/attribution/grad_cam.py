@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from cnnviz import Field, Options, Request, Technique, hookimpl
@@ -25,12 +26,17 @@ def grad_cam(request: Request, options: GradCamOptions) -> Tensor:
     target. Selvaraju 2017, equations 1 and 2.
     """
     maps, slope = request.layer_gradient()
-    return weighted_sum(maps, slope.mean((2, 3), keepdim=True), options)
+    return weighted_sum(maps, precise(slope).mean((2, 3), keepdim=True), options)
+
+
+def precise(values: Tensor) -> Tensor:
+    """Return numbers in single precision at least: means of half precision lose small ones."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def weighted_sum(maps: Tensor, weight: Tensor, options: GradCamOptions) -> Tensor:
     """Add weighted maps up, and keep what is positive if asked: (N, C, h, w) -> (N, 1, h, w)."""
-    heat = (weight * maps).sum(1, keepdim=True)
+    heat = (weight * precise(maps)).sum(1, keepdim=True).to(maps.dtype)
     return heat.relu() if options.relu else heat
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cnnviz import Request, Technique, hookimpl
 
-from .grad_cam import GradCamOptions, weighted_sum
+from .grad_cam import GradCamOptions, precise, weighted_sum
 
 
 def grad_cam_plus_plus(request: Request, options: GradCamOptions) -> Tensor:
@@ -17,12 +17,11 @@ def grad_cam_plus_plus(request: Request, options: GradCamOptions) -> Tensor:
     and 19, for the exponential of the score, whose own factor, the same at every place, is left out.
     """
     maps, slope = request.layer_gradient()
-    precise = torch.promote_types(maps.dtype, torch.float32)  # in half precision small slopes would be lost
-    total, slope = maps.to(precise).sum((2, 3), keepdim=True), slope.to(precise)
+    total, slope = precise(maps).sum((2, 3), keepdim=True), precise(slope)
     below = 2 + total * slope  # both sides of equation 19 by the square of the slope
     share = torch.where(below == 0, 0, 1 / torch.where(below == 0, 1, below))
     weight = (share * slope.relu()).sum((2, 3), keepdim=True)
-    return weighted_sum(maps, weight.to(maps.dtype), options)
+    return weighted_sum(maps, weight, options)
 
 
 @hookimpl

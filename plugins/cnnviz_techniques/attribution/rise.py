@@ -7,7 +7,8 @@ from torch import Tensor
 
 from cnnviz import Field, Heatmap, Options, Pair, Request, Technique, hookimpl
 
-_CHUNK = 16 << 20  # bytes of masks that are there at once
+_CHUNK = 16 << 20  # bytes of masks in single precision that are there at once
+_FEWEST = 200  # masks before a standard error is believed
 
 
 class RiseOptions(Options):
@@ -20,8 +21,8 @@ class RiseOptions(Options):
         None,
         gt=0,
         lt=1,
-        description="stop when the map's largest standard error is below this share of its range; scores are centred "
-        "then, which leaves the map's expectation as it is and takes most of the noise away",
+        description="stop when the map's largest standard error is below this share of its range, after at least 200 "
+        "masks; scores are centred then, which leaves the map's expectation as it is and takes most of the noise away",
     )
 
 
@@ -52,7 +53,7 @@ def rise(request: Request, options: RiseOptions) -> Heatmap:
         common = options.tolerance is None
         scores = request.sweep(shown, len(owner), owner, probability=True, shared=common, share=share, rounding="any")
         scores = scores.reshape(len(drawn), len(waiting))
-        flat = drawn.flatten(1).float()
+        flat = drawn.flatten(1).double()
         square = flat.square()
         for place, sample in enumerate(waiting):
             sums[sample].add(flat, square, scores[:, place])
@@ -82,8 +83,9 @@ class _Masks:
     def draw(self, count: int) -> Tensor:
         """Return the next masks, (count, 1, H, W) between 0 and 1."""
         grids = (
-            torch.rand(count, *self.options.cells, generator=self.generator, device="cpu") < self.options.keep
-        ).float()
+            torch.rand(count, *self.options.cells, generator=self.generator, dtype=torch.float32, device="cpu")
+            < self.options.keep
+        ).double()
         down, across = (
             table[
                 torch.randint(step, (count, 1), generator=self.generator, device="cpu")
@@ -97,26 +99,30 @@ class _Masks:
 
 def _enlarging(cells: int, size: int) -> Tensor:
     """Return the weights of bilinear interpolation along one axis, (size, cells)."""
-    unit = torch.eye(cells, device="cpu")[:, None]
+    unit = torch.eye(cells, dtype=torch.float64, device="cpu")[:, None]
     return torch.nn.functional.interpolate(unit, size, mode="linear", align_corners=False)[:, 0].T
 
 
 class _Sums:
-    """What one sample's scores s and masks m add up to."""
+    """What one sample's scores and masks m add up to; d are scores less a reference, or their size would hide them."""
 
     def __init__(self, x: Tensor) -> None:
         self.count = 0
+        self.reference: Tensor | None = None
         self.scores = 0.0
-        # Rows: Σ s m, Σ m; Σ s² m², Σ s m², Σ m².
+        # Rows: Σ d m, Σ m; Σ d² m², Σ d m², Σ m².
         self.first = x.new_zeros(2, x.shape[2] * x.shape[3], dtype=torch.float64)
         self.second = x.new_zeros(3, x.shape[2] * x.shape[3], dtype=torch.float64)
         self.size = tuple(x.shape[2:])
 
     def add(self, masks: Tensor, squares: Tensor, scores: Tensor) -> None:
         """Take in masks and their squares, (B, H * W) each, and their scores (B,)."""
+        scores = scores.double()
+        if self.reference is None:
+            self.reference = scores.mean()
+        scores = scores - self.reference
         self.count += len(scores)
-        self.scores += float(scores.double().sum())
-        scores = scores.float()
+        self.scores += float(scores.sum())
         ones = torch.ones_like(scores)
         self.first += torch.stack([scores, ones]) @ masks
         self.second += torch.stack([scores.square(), scores, ones]) @ squares
@@ -124,17 +130,21 @@ class _Sums:
     def estimate(self, options: RiseOptions) -> tuple[Tensor, Tensor]:
         """Return the map and its standard error, (H, W) each."""
         count, keep = self.count, options.keep
-        mean = self.scores / count if options.tolerance is not None else 0.0  # what scores are centred at
-        weighted = (self.first[0] - mean * self.first[1]) / keep / (count - 1 if mean else count)
+        reference, centred = float(self.reference or 0.0), options.tolerance is not None
+        mean = self.scores / count if centred else -reference  # what d are centred at
+        weighted = (self.first[0] - mean * self.first[1]) / keep / (count - 1 if centred else count)
         square = self.second[0] - 2 * mean * self.second[1] + mean**2 * self.second[2]
         spread = (square / keep**2 / count - weighted.square()).clamp(min=0)
-        return (mean + weighted).reshape(self.size), (spread / (count - 1)).sqrt().reshape(self.size)
+        return (reference + mean + weighted).reshape(self.size), (spread / (count - 1)).sqrt().reshape(self.size)
 
     def settled(self, options: RiseOptions) -> bool:
-        """Whether the standard error is as small as was asked for."""
+        """Whether the standard error is as small as was asked for; few masks do not tell, nor do equal scores."""
+        if self.count < _FEWEST:
+            return False
         values, errors = self.estimate(options)
         assert options.tolerance is not None
-        return bool(errors.max() <= options.tolerance * (values.max() - values.min()))
+        extent = values.max() - values.min()
+        return bool(errors.max() <= options.tolerance * extent) and bool(extent > 0)
 
 
 @hookimpl

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 _SAME = frozenset(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "clone"))
 _POINTWISE = frozenset(
     ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "mish", "hardswish", "softplus")
 ).union(("tanh", "sigmoid", "hardsigmoid", "to", "float", "double", "half", "bfloat16", "type_as"))
+_KERNEL = 9  # places
 _RESHAPING = frozenset(("flatten", "reshape", "view", "squeeze"))
 
 
@@ -49,6 +51,7 @@ class SpreadHead(TorchFunctionMode):
         super().__init__()
         self.reason = "it pools no map"
         self._found: dict[int, tuple[Tensor, Spread]] = {}  # by identity; the tensor is kept, so that ids stay unique
+        self._bare: dict[int, tuple[Tensor, str]] = {}  # likewise; what a map was brought to one place by
 
     def of(self, tensor: Tensor) -> Spread | None:
         """Return what became of a tensor, or None where it is not the head's or a step could not be followed."""
@@ -63,18 +66,23 @@ class SpreadHead(TorchFunctionMode):
         x = args[0] if args else kwargs.get("input")
         shape = tuple(x.shape) if isinstance(x, Tensor) else ()
         came = self.of(x) if isinstance(x, Tensor) else None
+        bare = next((self._bare[id(one)][1] for one in tree_leaves((args, kwargs)) if id(one) in self._bare), None)
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor) or name == "__get__":
             return result
-        made = self._start(name, x, shape, result) if came is None else None
+        made = self._start(name, x, shape, result) if came is None and bare is None else None
         if came is not None:
             made = _step(name.rstrip("_"), came, result, args, kwargs)
-            if made is None:
-                self.reason = f"its head calls {name}, which has no counterpart on a map"
+        if made is None and (came is not None or bare is not None or _brings_to_one_place(shape, result)):
+            bare = bare or name
+            self.reason = f"its head calls {bare}, which has no counterpart on a map"
         elif any(self.of(other) for other in args[1:] if isinstance(other, Tensor)):
             self.reason = f"its head calls {name} with another tensor"
+        self._bare.pop(id(result), None)
         if made is None:
             self._found.pop(id(result), None)
+            if bare is not None and result.dim() == 4 and result.shape[2:] == (1, 1):
+                self._bare[id(result)] = (result, bare)
         else:
             self._found[id(result)] = (result, made)
         return result
@@ -91,6 +99,11 @@ class SpreadHead(TorchFunctionMode):
         if name in _RESHAPING and result.dim() == 2 and result.shape[1] == shape[1] * shape[2] * shape[3]:
             return Spread(x, (shape[2], shape[3]), flat=True)
         return None
+
+
+def _brings_to_one_place(shape: tuple[int, ...], result: Tensor) -> bool:
+    """Whether a call made one place of a whole map, of more than usual kernels see at the end of a network."""
+    return len(shape) == result.dim() == 4 and result.shape[2:] == (1, 1) and shape[2] * shape[3] > _KERNEL
 
 
 def _step(name: str, came: Spread, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spread | None:

@@ -106,7 +106,7 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
             begin = content
         else:
             draws = torch.Generator().manual_seed(request.generator.initial_seed())  # the same for every picture
-            noise = 0.5 + _NOISE * torch.randn(picture.shape, generator=draws, device="cpu")
+            noise = 0.5 + _NOISE * torch.randn(picture.shape, generator=draws, dtype=torch.float32, device="cpu")
             begin = normalisation.normalise(noise.to(content))
         loss = _loss(request, options, request.laid_out(content.to(sample.dtype)), shown)
         share = ((number + (level + k) / options.levels) / len(request.inputs) for k in (0, 1))

@@ -84,7 +84,9 @@ def _starts(request: Request, options: ClassVisualizationOptions) -> Tensor:
     size = options.size or request.example.shape[2:]
     if options.examples:
         return _facets(request, options, size)
-    noise = _NOISE * torch.randn(options.starts, 3, *size, generator=request.generator, device="cpu")
+    noise = _NOISE * torch.randn(
+        options.starts, 3, *size, generator=request.generator, dtype=torch.float32, device="cpu"
+    )
     if options.start == "noise":
         return _GREY + noise
     begin = torch.full_like(noise, _GREY)

@@ -35,7 +35,8 @@ def feature_inversion(request: Request, options: FeatureInversionOptions) -> Gal
     model, layers = request.model, (str(request.layer),)
     x = request.inputs
     black, spread = _units(request)
-    begins = (0.5 + _NOISE * torch.randn(1, 3, *x.shape[2:], generator=request.generator, device="cpu")).to(x.device)
+    noise = torch.randn(1, 3, *x.shape[2:], generator=request.generator, dtype=torch.float32, device="cpu")
+    begins = (0.5 + _NOISE * noise).to(x.device)
 
     def seen(start: int, stop: int) -> Tensor:
         return features(model, layers, request.laid_out(x[start:stop]))[0]

@@ -48,7 +48,7 @@ def texture_gram(request: Request, options: TextureGramOptions) -> Gallery:
         counts = range(1, len(layers) + 1) if options.by_layer else (len(layers),)
         jobs += [(number, sample, layers[:count], weights[:count]) for count in counts]
     size = options.size or request.inputs.shape[2:]
-    noise = 0.5 + _NOISE * torch.randn(1, 3, *size, generator=request.generator, device="cpu")
+    noise = 0.5 + _NOISE * torch.randn(1, 3, *size, generator=request.generator, dtype=torch.float32, device="cpu")
     begin = request.normalisation.normalise(noise).to(request.inputs.device)
     tile = fitting(request, begin.to(request.inputs.dtype), options.tile, least=LEAST_TILE)
     made, told, captions = [], [], []

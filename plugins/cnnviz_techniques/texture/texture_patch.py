@@ -168,7 +168,8 @@ def _texture(
             canvas, theirs = (_enlarged(maps, to) for maps, to in zip(coarser, (sources, level[0]), strict=True))
             guide = Guide(canvas, theirs, beside, level.new_ones(len(beside)))
         for around in windows:
-            weights = _gaussian(around, options.window / 6.4) if grows else torch.ones(len(around), device="cpu")
+            flat = torch.ones(len(around), dtype=torch.float32, device="cpu")
+            weights = _gaussian(around, options.window / 6.4) if grows else flat
             for places, draws in zip(start.places.split(_CHUNK), start.draws.split(_CHUNK), strict=True):
                 given = level, sources, places, draws, around, weights.to(level)
                 sources = grow_texture(*given, guide=guide, tolerance=tolerance, wrap=not grows)
@@ -179,7 +180,7 @@ def _texture(
 
 
 def _gaussian(places: Tensor, deviation: float) -> Tensor:
-    return torch.exp(places.square().sum(1) / (-2 * deviation**2))
+    return torch.exp(places.square().sum(1).float() / (-2 * deviation**2))
 
 
 def _square(radius: int) -> Tensor:
