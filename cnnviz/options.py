@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
@@ -225,9 +226,13 @@ def check_seed(seed: Any) -> int:
     Raises:
         OptionError: it is no whole number, or out of range.
     """
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**63:
+    try:
+        whole = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:  # as a tensor of several raises too
+        whole = -1
+    if not 0 <= whole < 2**63:
         raise OptionError(f"seed: got {seed!r}, expected a whole number from 0 to 2**63 - 1")
-    return int(seed)
+    return whole
 
 
 def check_declaration(technique: str, options: type[Options]) -> None:

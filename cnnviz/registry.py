@@ -251,7 +251,8 @@ class UnknownNameError(PluginError, KeyError):
 
 def _offer(point: EntryPoint) -> Offer:
     dist = point.dist
-    return Offer(point.name, dist.name if dist else "?", dist.version if dist else "?", point.value)
+    name, version = (dist.name, dist.version) if dist else ("", "")
+    return Offer(point.name, name or "?", version or "?", point.value)  # an interrupted installation has neither
 
 
 class Techniques(Registry[Technique]):

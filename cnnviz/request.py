@@ -432,6 +432,8 @@ class Request:
             InputError: a score is not finite.
         """
         picked = torch.as_tensor(rows, dtype=torch.long, device="cpu")
+        if not count:
+            return torch.empty(0, dtype=torch.float32, device="cpu" if self._inputs is None else self._inputs.device)
         self.scored = True
         self._sweeps += shared  # others are not looked for by the other targets
         step = within(self.progress, share)
@@ -614,11 +616,11 @@ class Request:
     ) -> Tensor:
         """Return the scores of all targets, (rows, K)."""
         self.scored = True
-        unmodified = inputs is None or (rows is None and _same_memory(inputs, self.inputs))
+        own = inputs is None or (self.given and _same_memory(inputs, self.inputs))
         x = self.inputs if inputs is None else inputs
         # A clone, since a network may begin with an in-place operation.
-        given = x.clone() if unmodified or x.requires_grad else x
-        return self._scores(given, rows, unmodified=unmodified, probability=probability)
+        given = x.clone() if own or x.requires_grad else x
+        return self._scores(given, rows, unmodified=own and rows is None, probability=probability)
 
     def _scores(
         self,

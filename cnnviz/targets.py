@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -121,6 +122,12 @@ def _channel(output: Any, layer: str, index: int) -> Tensor:
     return output[:, index]
 
 
+def _layer(name: Any) -> str:
+    if not isinstance(name, str):
+        raise OptionError(f"layer: got {describe(name)}, expected a layer's name (cnnviz.layers shows them)")
+    return name
+
+
 def channel(layer: str, c: int, reduce: Literal["mean", "max"] = "mean") -> Channel:
     """Select a channel of a layer as target: its mean or its maximum over space.
 
@@ -131,12 +138,12 @@ def channel(layer: str, c: int, reduce: Literal["mean", "max"] = "mean") -> Chan
     """
     if reduce not in ("mean", "max"):
         raise OptionError(f"channel(reduce=…): got {reduce!r}, expected 'mean' or 'max'")
-    return Channel(layer, _whole(c), reduce)
+    return Channel(_layer(layer), _whole(c), reduce)
 
 
 def neuron(layer: str, c: int, y: int, x: int) -> Neuron:
     """Select one unit of a layer as target: channel `c` at row `y`, column `x` of its map."""
-    return Neuron(layer, _whole(c), _whole(y), _whole(x))
+    return Neuron(_layer(layer), _whole(c), _whole(y), _whole(x))
 
 
 def direction(layer: str, vector: Sequence[float] | Tensor) -> Direction:
@@ -210,6 +217,7 @@ def resolve(target: Any, count: int | None, labels: Sequence[str] | None) -> Res
     elif hasattr(target, "tolist") and not isinstance(target, str):  # numpy
         target = target.tolist()
     if isinstance(target, (list, tuple, range)):
+        target = [_plain(item) for item in target]
         count = max(len(target), 1) if count is None else count
         if len(target) != count:
             told = f"got {len(target)} targets for {count} inputs; give one for each, or one for all"
@@ -227,6 +235,13 @@ def resolve(target: Any, count: int | None, labels: Sequence[str] | None) -> Res
     if callable(target):
         return target  # type: ignore[no-any-return]  # what it returns is checked when it is called
     return torch.full((count or 1, 1), _class_index(target, labels), dtype=torch.long, device="cpu")
+
+
+def _plain(item: Any) -> Any:
+    """Return a tensor or array of whole numbers among targets as numbers, anything else as it is."""
+    whole = isinstance(item, Tensor) and not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
+    kind = getattr(getattr(item, "dtype", None), "kind", "")  # numpy's
+    return item.tolist() if whole or kind in ("i", "u") else item
 
 
 def _several(parts: Sequence[Any]) -> Several:
@@ -250,13 +265,18 @@ _MOST = 2**62  # what a tensor holds
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        truth = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+        whole = None if truth else operator.index(value)
+    except TypeError:  # as tensors of several raise too
+        whole = None
+    if whole is None:
         raise TargetError(
             f"target: got {describe(value)}, expected a class index, a label, one of these for each input, "
             "cnnviz.top(k), cnnviz.channel(…), cnnviz.neuron(…), cnnviz.direction(…), or a callable from output to "
             "(rows,)"
         )
-    return int(value.__index__())
+    return whole
 
 
 def _label_index(label: str, labels: Sequence[str] | None) -> int:

@@ -46,9 +46,11 @@ def option_value(options: type[Options], name: str, value: Any) -> Any:
     parts = schema.get("anyOf", [schema])
     if isinstance(value, str) and value.lower() == "none" and any(part.get("type") == "null" for part in parts):
         return None
-    if isinstance(value, str) and schema.get("type") == "array":
+    kinds = {part.get("type") for part in parts}
+    if isinstance(value, str) and "array" in kinds and "string" not in kinds:
         return tuple(part.strip() for part in value.split(","))
-    return value
+    members = {str(one): one for part in parts for one in part.get("enum", ())}  # of numbers, which texts are not
+    return members.get(value, value) if isinstance(value, str) else value
 
 
 def _flag(name: str, options: type[Options], field: str, info: FieldInfo, taken: set[str]) -> inspect.Parameter:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -132,34 +134,55 @@ class _Copier:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
+        if type(value) in weakref.ProxyTypes:  # which says that it is of the class that it stands for
+            return weakref.proxy(self.copy(value.__repr__.__self__))
         match value:
             case nn.Module():
                 return self.module(value, type(value).__name__)
-            case torch.Tensor():
-                made: Any = self._tensor(value)
-            case types.MethodType():
-                return types.MethodType(value.__func__, self.copy(value.__self__))
-            case types.FunctionType() if value.__closure__:
-                cells = tuple(types.CellType(*self._content(cell)) for cell in value.__closure__)
-                made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-                made.__kwdefaults__ = value.__kwdefaults__
-            case functools.partial():
-                keywords = {key: self.copy(item) for key, item in value.keywords.items()}
-                return functools.partial(self.copy(value.func), *map(self.copy, value.args), **keywords)
             case list() | set() | dict() if type(value) in (list, set, dict, OrderedDict):
                 return self._container(value)
             case tuple() if type(value) is tuple:
                 return tuple(self.copy(item) for item in value)
+            case torch.Tensor():
+                made: Any = self._tensor(value)
+            case weakref.ReferenceType() if isinstance(value(), (nn.Module, torch.Tensor)):
+                made = weakref.ref(self.copy(value()))
+            case _ if type(value) in _CALLED:
+                made = self._called(value)
             case _:
                 made = self._object(value)
         self.memo[id(value)] = made
         return made
 
-    def _content(self, cell: types.CellType) -> tuple[Any, ...]:
-        try:
-            return (self.copy(cell.cell_contents),)
-        except ValueError:  # an empty cell
-            return ()
+    def _called(self, value: Any) -> Any:
+        """Copy what is called, with what it has hold of: modules may be among that, as by ``lambda x, m=m: m(x)``."""
+        match value:
+            case types.MethodType():
+                return types.MethodType(value.__func__, self.copy(value.__self__))
+            case functools.partial():
+                keywords = {key: self.copy(item) for key, item in value.keywords.items()}
+                return functools.partial(self.copy(value.func), *map(self.copy, value.args), **keywords)
+            case types.FunctionType() if value.__closure__ or value.__defaults__ or value.__kwdefaults__:
+                return self._function(value)
+            case functools._lru_cache_wrapper():
+                inside = self.copy(value.__wrapped__)
+                own = inside is not value.__wrapped__
+                return functools.lru_cache(**value.cache_parameters())(inside) if own else value
+            case _:
+                return value
+
+    def _function(self, value: types.FunctionType) -> types.FunctionType:
+        held = value.__closure__ or ()
+        cells = tuple(types.CellType() for _ in held)
+        made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+        self.memo[id(value)] = made  # first, as it may hold itself
+        for cell, before in zip(cells, held, strict=True):
+            with suppress(ValueError):  # an empty one
+                cell.cell_contents = self.copy(before.cell_contents)
+        made.__defaults__ = self.copy(value.__defaults__)
+        made.__kwdefaults__ = self.copy(value.__kwdefaults__)
+        made.__dict__.update(value.__dict__)
+        return made
 
     def _container(self, value: Any) -> Any:
         made = self.memo[id(value)] = type(value)()  # first, as it may hold itself
@@ -199,6 +222,9 @@ class _Copier:
             if isinstance(value, nn.Parameter):
                 return nn.Parameter(value.detach(), requires_grad=False)
             return value.detach().clone()
+
+
+_CALLED = (types.MethodType, types.FunctionType, functools.partial, functools._lru_cache_wrapper)
 
 
 def _computes_weights(hook: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -94,7 +94,7 @@ def _embedded() -> Model:
     with torch.device("meta"):  # initial weights are not drawn, as they would be overwritten
         module = mobilenet_v2(weights=None)
     with as_file(files("cnnviz.models") / "weights" / _WEIGHTS) as path:
-        _fill(module, path, EMBEDDED, assign=True)
+        _fill(module, _read(path), EMBEDDED, f"'{path}'", assign=True)
     preprocess = Preprocess(resize=256, crop=(224, 224), mean=_IMAGENET[0], std=_IMAGENET[1])
     labels = tuple(MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"])
     return Model(
@@ -116,23 +116,14 @@ def _torchvision(name: str, weights: str | Path | None) -> Model:
         )
     default = models.get_model_weights(name)
     entry = getattr(default, "DEFAULT", None)
-    # These two warn until they are told whether to draw their (slow) initial weights.
-    extra = {"init_weights": weights is None} if name in ("googlenet", "inception_v3") else {}
-    try:
-        if str(weights) == "DEFAULT":
-            module = models.get_model(name, weights="DEFAULT")
-        elif "weights_backbone" in _parameters(models.get_model_builder(name)):
-            module = models.get_model(name, weights=None, weights_backbone=None)
-        else:
-            module = models.get_model(name, weights=None, **extra)
-    except OSError as error:  # urllib's errors among them
-        raise ModelError(
-            f"the weights of '{name}' could not be downloaded ({error}); put {_file(entry)} into "
-            f"{torch.hub.get_dir()}/checkpoints, give weights='file.safetensors', or weights=None for random ones; "
-            "load_model() without a name needs no network"
-        ) from error
-    if weights is not None and str(weights) != "DEFAULT":
-        _fill(module, Path(weights), name)
+    state = None
+    if str(weights) == "DEFAULT":
+        module = _as_published(name, entry)
+    else:
+        state = None if weights is None else _read(Path(weights))
+        module = models.get_model(name, weights=None, **_settings(name, state))
+    if state is not None:
+        _fill(module, state, name, f"'{weights}'")
     preprocess = _preset(entry.transforms() if entry is not None else None)
     labels = tuple(entry.meta.get("categories", ())) if entry is not None and weights is not None else ()
     return Model(
@@ -144,10 +135,57 @@ def _torchvision(name: str, weights: str | Path | None) -> Model:
     )
 
 
-def _parameters(builder: Callable[..., Any]) -> Sequence[str]:
+def _as_published(name: str, entry: Any) -> nn.Module:
+    """Return a network of torchvision's with the weights that are published for it."""
+    from torchvision import models
+
+    cache = f"{torch.hub.get_dir()}/checkpoints"
+    try:
+        if entry is not None:  # torchvision would run what a file holds that lies in its cache already
+            entry.get_state_dict(weights_only=True, check_hash=True)
+        made: nn.Module = models.get_model(name, weights="DEFAULT")
+    except OSError as error:  # urllib's errors among them
+        raise ModelError(
+            f"the weights of '{name}' could not be downloaded ({error}); put {_file(entry)} into {cache}, give "
+            "weights='file.safetensors', or weights=None for random ones; load_model() without a name needs no network"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"the weights of '{name}' in {cache} are damaged, or hold more than tensors, which only running code from "
+            f"them could load; delete {_file(entry)} there"
+        ) from error
+    except RuntimeError as error:  # as of a file that was put there by hand
+        raise ModelError(
+            f"the weights of '{name}' in {cache} do not fit it; delete {_file(entry)} there, or download it again"
+        ) from error
+    return made
+
+
+_HEADS = {  # that only some weights have: what a builder calls them, and how their names begin
+    "aux_loss": ("aux_classifier.",),
+    "aux_logits": ("aux1.", "AuxLogits."),
+}
+
+
+def _settings(name: str, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """Return how to build a network of torchvision's so that it is as with weights of its own, which are filled in."""
     import inspect
 
-    return list(inspect.signature(builder).parameters)
+    from torchvision import models
+
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    made: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in parameters else {}
+    known = {*parameters, *(("aux_logits",) if name in _NORMALISING else ())}  # theirs are among **kwargs
+    if state is not None:
+        made |= {key: any(at.startswith(heads) for at in state) for key, heads in _HEADS.items() if key in known}
+    if name in _NORMALISING:
+        # They warn until they are told whether to draw their (slow) initial weights.
+        made |= {"init_weights": state is None, "transform_input": state is not None}
+    return made
+
+
+_NORMALISING = ("googlenet", "inception_v3")
+"""Whose weights are for other units than all others': the networks themselves change to these."""
 
 
 def _file(entry: Any) -> str:
@@ -194,7 +232,7 @@ def _timm(name: str, weights: str | Path | None, preprocess: Preprocess | None) 
             f"the weights of 'timm:{name}' could not be had ({error}); give weights='file.safetensors', or weights=None"
         ) from error
     if weights is not None and str(weights) != "DEFAULT":
-        _fill(module, Path(weights), name)
+        _fill(module, _read(Path(weights)), name, f"'{weights}'")
     config: dict[str, Any] = timm.data.config.resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
     if config["crop_mode"] not in _CROPS and preprocess is None:
@@ -232,13 +270,12 @@ def _imported(name: str, weights: str | Path | None) -> Model:
         raise ModelError(f"'{name}' returned {type(built).__name__}, expected an nn.Module or a cnnviz.Model")
     made = built if isinstance(built, Model) else Model(built, name)
     if weights is not None and str(weights) != "DEFAULT":
-        _fill(made.module, Path(weights), name)
+        _fill(made.module, _read(Path(weights)), name, f"'{weights}'")
         return replace(made, source=f"{name}, {_told(weights)}")
     return replace(made, source=f"{name}, weights as it made them")
 
 
-def _fill(module: nn.Module, path: Path, name: str, *, assign: bool = False) -> None:
-    state = _read(path)
+def _fill(module: nn.Module, state: Mapping[str, Tensor], name: str, source: str, *, assign: bool = False) -> None:
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     # Batch counters matter to training alone, and some converters leave them out.
@@ -247,7 +284,7 @@ def _fill(module: nn.Module, path: Path, name: str, *, assign: bool = False) -> 
     if missing or unexpected or misshapen:
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(misshapen))]
         told = "; ".join(f"{len(keys)} {word} ({', '.join(keys[:3])}…)" for word, keys in parts if keys)
-        raise ModelError(f"'{path}' does not fit '{name}': {told}; give the weights of this architecture")
+        raise ModelError(f"{source} does not fit '{name}': {told}; give the weights of this architecture")
     module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=False, assign=assign)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import types
 from collections.abc import Hashable, Iterator
 from typing import Any, Final
 
@@ -16,8 +18,9 @@ from .replica import unwrap
 def stamp(module: nn.Module) -> Hashable:
     """Return a value that differs once a module was swapped or an attribute set, or a weight or buffer was written to.
 
-    Attributes are numbers, text, tensors and containers; whether a module is in training mode does not count. What is
-    written through ``.data`` leaves no trace.
+    Attributes are numbers, text, tensors, generators of random numbers, containers, and objects with attributes of
+    their own; whether a module is in training mode does not count. What is written through ``.data`` leaves no trace,
+    nor do statistics that `torch.nn.functional.batch_norm` writes by itself.
     """
     # Every call of an explainer pays for this twice, for small networks a tenth of its time.
     native = host()
@@ -30,7 +33,9 @@ def _stamp(module: nn.Module) -> Hashable:
     seen: list[Hashable] = []
     for part in distinct(module):
         own = part.__dict__
-        seen.append(id(part))
+        seen += (id(part), id(type(part)))
+        for name, child in own["_modules"].items():
+            seen += (name, id(child))
         for table in (own["_parameters"], own["_buffers"]):
             for tensor in table.values():
                 if tensor is not None:
@@ -57,28 +62,44 @@ def distinct(module: nn.Module) -> list[nn.Module]:
 
 
 _TORCHS: Final = frozenset((*nn.Module().__dict__, "_compiled_call_impl"))  # torch's own tables, and training mode
+_ONE_FOR_ALL: Final = (type, types.FunctionType, types.ModuleType, logging.Logger)  # replicas have no copies of these
+_MOST: Final = 1000  # objects within an attribute that are looked at
 _PLAIN: Final = frozenset((bool, int, float, str, type(None)))
 
 
 def _held(value: Any) -> Hashable:
-    """Return what tells an attribute that is no plain value from others."""
+    """Return what tells an attribute that is no plain value from others, as deep as a replica has copies of its own."""
+    left = [_MOST]
+    return _told(value, left, set())
+
+
+def _told(value: Any, left: list[int], within: set[int]) -> Hashable:
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
+    left[0] -= 1
+    if left[0] < 0 or id(value) in within:
+        return id(value)
     match value:
         case Tensor():
             return _written(value)
-        case tuple():
-            return repr(value)
         case bool() | int() | float() | str():  # of a class of its own, such as an enumeration's
             return value
+        case torch.Generator():
+            return value.get_state().numpy().tobytes() if value.device.type == "cpu" else id(value)
+        case nn.Module():
+            return id(value)
         case dict():
-            return tuple((id(at), _item(item)) for at, item in value.items())
-        case list() | set():
-            return tuple(map(_item, value))
+            items: Any = [(key if type(key) in _PLAIN else id(key), item) for key, item in list(value.items())]
+        case list() | tuple() | set() | frozenset():
+            items = enumerate(list(value))  # another thread may change it meanwhile
+        case _ if hasattr(value, "__dict__") and not isinstance(value, _ONE_FOR_ALL):
+            items = list(vars(value).items())
         case _:
             return id(value)
-
-
-def _item(value: Any) -> Hashable:
-    return _written(value) if isinstance(value, Tensor) else id(value)
+    same = None if isinstance(value, tuple) else id(value)  # equal ones are made anew
+    within = within | {id(value)}
+    return kind, same, tuple((key, _told(item, left, within)) for key, item in items)
 
 
 def _written(tensor: Tensor) -> tuple[int, int, int]:

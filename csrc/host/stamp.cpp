@@ -45,6 +45,11 @@ class Stamp {
 
   void module(const py::object& one, const py::dict& own) {
     add(one);
+    add(py::type::of(one));
+    for (const Named& child : items(py::object(own["_modules"]).ptr())) {
+      seen_.append(child.key);
+      add(child.value);
+    }
     for (const char* table : {"_parameters", "_buffers"})
       for (const Named& named : items(py::object(own[table]).ptr()))
         if (!named.value.is_none()) tensor(named.value);

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from safetensors.torch import save_file
 
 import cnnviz
 from cnnviz.cli import main
+from cnnviz.cli.flags import option_value
+from cnnviz.options import make_options
 from tests.conftest import Run
 
 
@@ -237,3 +240,30 @@ def test_interrupting_leaves_nothing_half_written(photo: str, tmp_path: Path) ->
     assert "interrupted; nothing was written" in err
     assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png"]
+
+
+class Typed(cnnviz.Options):
+    """Options of every kind that a plugin may declare."""
+
+    weights: tuple[float, ...] | None = cnnviz.Field(None, description="some, or none")
+    size: Literal[1, 2, 4] = cnnviz.Field(1, description="one of these")
+    mixed: Literal["auto", 8] = cnnviz.Field("auto", description="a word or a number")
+    names: tuple[str, ...] = cnnviz.Field((), description="some")
+    either: str | tuple[str, ...] = cnnviz.Field("", description="one or some")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("weights", "0.1,0.2", (0.1, 0.2)),
+        ("weights", "none", None),
+        ("size", "2", 2),
+        ("mixed", "8", 8),
+        ("mixed", "auto", "auto"),
+        ("names", "a, b", ("a", "b")),
+        ("either", "a,b", "a,b"),
+    ],
+)
+def test_every_kind_of_option_can_be_written(option: str, text: str, value: Any) -> None:
+    made = make_options("typed", Typed, {option: option_value(Typed, option, text)})
+    assert getattr(made, option) == value

@@ -1038,3 +1038,82 @@ def test_four_channels_with_a_preprocessing_are_explained() -> None:
 def test_a_class_beyond_all_numbers_is_refused(net: nn.Module, x: Tensor) -> None:
     with pytest.raises(TargetError, match="class 9223372036854775808 is out of range"):
         explain(net, x, "saliency", target=2**63)
+
+
+def test_scores_of_the_samples_for_other_targets_are_not_their_own(net: nn.Module, x: Tensor) -> None:
+    def contrast(request: cnnviz.Request, options: cnnviz.Options) -> Tensor:
+        """Compare each sample's score with what it scores for the other's target."""
+        own = request.score()
+        other = request.score(rows=list(reversed(range(len(x)))))
+        return (own - other).detach()[:, None, None, None].expand(-1, 1, 2, 2).clone()
+
+    target = [number % 2 for number in range(len(x))]
+    made = cnnviz.explain(net, x, cnnviz.Technique("contrast", contrast), target=target)
+    assert isinstance(made, cnnviz.Heatmap)
+    assert made.scores is not None
+    with torch.no_grad():
+        expected = net.eval()(x).gather(1, torch.tensor(target)[:, None])[:, 0]
+    torch.testing.assert_close(made.scores, expected)
+
+
+def test_a_sweep_of_nothing_has_no_scores(net: nn.Module, x: Tensor) -> None:
+    def none(request: cnnviz.Request, options: cnnviz.Options) -> Tensor:
+        """Sweep over nothing."""
+        assert request.sweep(lambda start, stop: request.inputs[start:stop], 0, []).shape == (0,)
+        return request.inputs
+
+    assert cnnviz.explain(net, x, cnnviz.Technique("none", none)).values.shape == x.shape
+
+
+class OwnNoise(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator, self.head = torch.Generator().manual_seed(3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(1, 3, generator=self.generator) if not x.is_meta else 0
+        return self.head(x.mean((2, 3)) + noise)
+
+
+def test_a_network_with_a_generator_of_its_own_gives_the_same_each_time() -> None:
+    net, x = OwnNoise(), torch.rand(1, 3, 6, 6)
+    before = net.generator.get_state()
+    explainer = cnnviz.Explainer(net, "saliency")
+    first, second = explainer(x, 1), explainer(x, 1)
+    assert torch.equal(first.scores, second.scores)
+    assert torch.equal(net.generator.get_state(), before)
+
+
+class Wary(nn.Module):
+    """Refuses devices that it does not know, each in its own way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.head = way, nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.way:
+            case "asserts":
+                assert x.device.type in ("cpu", "cuda"), "needs a real device"
+            case "looks up":
+                _ = {"cpu": 1, "cuda": 2}[x.device.type]
+            case "reads an attribute":
+                _ = {"cpu": 1j}.get(x.device.type).real
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["asserts", "looks up", "reads an attribute"])
+def test_a_network_that_looks_at_the_device_is_run_with_values(way: str) -> None:
+    made = cnnviz.explain(Wary(way), torch.rand(2, 3, 6, 6), "occlusion", window=2, stride=2)
+    assert made.values.shape == (2, 1, 6, 6)
+
+
+def test_what_a_network_cannot_run_on_is_told_as_it_was_tried() -> None:
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(2, 3, 6, 6).mean((2, 3))
+
+    with pytest.raises(cnnviz.InputError, match=r"cannot run on inputs of shape \(1, 3, 6, 6\)"):
+        cnnviz.explain(Pairs(), torch.rand(2, 3, 6, 6), "saliency")

@@ -526,3 +526,18 @@ def test_select_decides_for_everything_that_follows(monkeypatch: pytest.MonkeyPa
     assert "saliency" not in techniques()
     with pytest.raises(PluginError, match="switched off"):
         cnnviz.explain(nn.Flatten(), torch.zeros(1, 3, 2, 2), "saliency")
+
+
+def test_what_an_interrupted_installation_left_takes_nothing_else_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "left_over-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text("[cnnviz]\nleft-over = nowhere_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = registry()
+    assert known["saliency"].name == "saliency"
+    assert "left-over" not in known.usable()
+    assert "nowhere_at_all" in known.faults["left-over"]
+    (offer,) = (offer for offer in known.offers if offer.name == "left-over")
+    assert (offer.distribution, offer.version) == ("?", "?")

@@ -81,7 +81,12 @@ def test_wrong_number_of_targets_is_told(target: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [1.0, True, {1, 2}, {"class": 1}, [1.5, 2], [[[0]], [[1]]], [None, 1], numpy.array([0.5, 1])]
+    "target",
+    [
+        *(1.0, True, {1, 2}, {"class": 1}, [1.5, 2], [[[0]], [[1]]], [None, 1], numpy.array([0.5, 1])),
+        *([torch.tensor(1.5), torch.tensor(1.0)], [torch.tensor(True), torch.tensor(False)], [numpy.bool_(1), 0]),
+    ],
+    ids=repr,
 )
 def test_what_is_no_target_is_told(target: Any) -> None:
     with pytest.raises(TargetError, match=r"expected a class index, a label.*callable"):
@@ -279,7 +284,17 @@ def test_class_scores_are_gathered_row_by_row() -> None:
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize("target", [[[1, 2], [3, 0]], torch.tensor([[1, 2], [3, 0]]), [["dog", 2], [3, "cat"]]])
+@pytest.mark.parametrize(
+    "target",
+    [
+        [[1, 2], [3, 0]],
+        torch.tensor([[1, 2], [3, 0]]),
+        [["dog", 2], [3, "cat"]],
+        [torch.tensor([1, 2]), torch.tensor([3, 0])],
+        [numpy.array([1, 2]), (3, 0)],
+    ],
+    ids=repr,
+)
 def test_several_classes_for_each_input(target: Any) -> None:
     assert resolve(target, 2, LABELS).tolist() == [[1, 2], [3, 0]]
 
@@ -392,3 +407,9 @@ def test_a_direction_that_is_no_numbers_is_told(vector: Any) -> None:
 def test_a_direction_may_be_a_reversed_array() -> None:
     found = cnnviz.direction("layer", numpy.arange(3.0)[::-1])
     assert found.vector.tolist() == [2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("make", [lambda: channel(0, 1), lambda: neuron(nn.ReLU(), 0, 1, 2)])
+def test_a_layer_is_told_by_its_name(make: Any) -> None:
+    with pytest.raises(OptionError, match=r"layer: got .*, expected a layer's name"):
+        make()

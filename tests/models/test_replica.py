@@ -6,6 +6,7 @@ import copy
 import functools
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -657,3 +658,75 @@ def test_replica_can_be_deep_copied(net: nn.Module) -> None:
     x = photo()
     twin = copy.deepcopy(replicate(net))
     assert torch.equal(twin(x), net.eval()(x))
+
+
+class Looped(nn.Module):
+    """Reaches its own modules in every way but by their names."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.child = nn.Module()
+        match way:
+            case "defaults":
+                self.steps = [lambda x, m=m: m(x) for m in (self.conv, self.norm)]
+            case "keyword defaults":
+
+                def step(x: Tensor, *, norm: nn.Module = self.norm) -> Tensor:
+                    return norm(x)
+
+                self.steps = [self.conv, step]
+            case "a weak reference":
+                self.child.parent = weakref.ref(self)
+                self.steps = [self.conv, lambda x, child=self.child: child.parent().norm(x)]
+            case "a proxy":
+                self.child.parents = [weakref.proxy(self)]
+                self.steps = [self.conv, lambda x, child=self.child: child.parents[0].norm(x)]
+            case "a cache":
+                self.picked = functools.lru_cache(maxsize=4)(self._picked)
+                self.steps = [self.conv, lambda x, self=self: self.picked("norm")(x)]
+
+    def _picked(self, name: str) -> nn.Module:
+        return getattr(self, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("way", ["defaults", "keyword defaults", "a weak reference", "a proxy", "a cache"])
+def test_modules_are_the_replicas_however_they_are_reached(way: str) -> None:
+    net = Looped(way).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    twin = replicate(net)
+    with capture(twin, ["conv", "norm"]) as seen:
+        twin(photo())
+    assert seen.values.keys() == {"conv", "norm"}
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    x = photo()
+    assert torch.equal(twin(x), net.eval()(x))
+    copied = replicate(twin)
+    assert torch.equal(copied(x), net(x))
+
+
+def test_functions_that_hold_nothing_are_shared() -> None:
+    net = nn.ReLU()
+    net.plain, net.cached = photo, functools.lru_cache(len)
+    twin = replicate(net)
+    assert twin.plain.__code__ is photo.__code__
+    assert twin.cached is net.cached
+
+
+def test_a_function_that_calls_itself_is_followed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def twice(x: Tensor, left: int = 2) -> Tensor:
+        return twice(net(x), left - 1) if left else x
+
+    net.twice = twice
+    twin = replicate(net.train())
+    before = net[1].running_mean.clone()
+    twin.twice(photo())
+    assert torch.equal(net[1].running_mean, before)

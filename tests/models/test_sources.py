@@ -594,3 +594,36 @@ def test_to_tensor_keeps_every_value() -> None:
     assert tensor.shape == (3, 16, 16)
     assert torch.equal((tensor * 255).round().byte().permute(1, 2, 0), torch.from_numpy(values))
     assert tensor.max() == 1
+
+
+def test_a_file_in_torchs_cache_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    file = cache / models.get_model_weights(SMALL).DEFAULT.url.rpartition("/")[2]
+    torch.save({"fc.weight": Runs(tmp_path / "ran")}, file)
+    with pytest.raises(ModelError, match=rf"in .*checkpoints are damaged, or hold more .*delete the file {file.name}"):
+        load_model(SMALL, weights="DEFAULT")
+    assert not (tmp_path / "ran").exists()
+    torch.save({"fc.weight": torch.zeros(3)}, file)
+    with pytest.raises(ModelError, match=r"in .*checkpoints do not fit it; delete the file"):
+        load_model(SMALL, weights="DEFAULT")
+    own = models.get_model(SMALL, weights=None)
+    torch.save(own.state_dict(), file)
+    assert same_weights(load_model(SMALL, weights="DEFAULT").module, own)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_weights_from_a_file_make_the_network_that_they_are_of(auxiliary: bool, tmp_path: Path) -> None:
+    """GoogLeNet's change the units of its input, and some of its heads are in training alone."""
+    place = tmp_path / "w.safetensors"
+    net = models.googlenet(weights=None, aux_logits=auxiliary, init_weights=False)
+    save_file(net.state_dict(), place)
+    made = load_model("googlenet", weights=place).module
+    assert made.transform_input
+    assert same_weights(made, net)
+    assert not load_model("googlenet", weights=None).module.transform_input
+    segmenter = models.get_model("fcn_resnet50", weights=None, weights_backbone=None, aux_loss=auxiliary)
+    save_file(segmenter.state_dict(), place)
+    assert same_weights(load_model("fcn_resnet50", weights=place).module, segmenter)

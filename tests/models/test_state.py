@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -236,6 +239,9 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "a module less": lambda net: net.__delitem__(2),
     "another dtype": lambda net: net.double(),
     "a private attribute": lambda net: setattr(net[1], "_scale", 2.0),
+    "a module once more": lambda net: net.append(net[2]),
+    "another class": lambda net: setattr(net[1], "__class__", type("Other", (nn.BatchNorm2d,), {})),
+    "another order": lambda net: net._modules.update({"0": net[2], "2": net[0]}),
 }
 
 
@@ -243,6 +249,36 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 def test_stamp_changes_with(net: nn.Module, change: Callable[[nn.Module], object]) -> None:
     before = stamp(net)
     change(net)
+    assert stamp(net) != before
+
+
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "an object": (lambda: SimpleNamespace(scale=1.0), lambda held: setattr(held, "scale", 2.0)),
+    "within a dictionary": (lambda: {"head": {"scale": 1.0}}, lambda held: held["head"].update(scale=2.0)),
+    "within a list": (lambda: [[1.0], (2, [3.0])], lambda held: held[1][1].append(4)),
+    "a tensor within": (lambda: {"a": [torch.zeros(2)]}, lambda held: held["a"][0].add_(1)),
+    "a generator": (lambda: torch.Generator().manual_seed(1), lambda held: torch.rand(1, generator=held)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_stamp_changes_with_what_an_attribute_holds(net: nn.Module, name: str) -> None:
+    make, change = HELD[name]
+    net.held = make()
+    before = stamp(net)
+    assert stamp(net) == before
+    change(net.held)
+    assert stamp(net) != before
+
+
+def test_stamp_takes_what_holds_itself_or_far_too_much(net: nn.Module) -> None:
+    net.held = [{}]
+    net.held[0]["self"] = net.held
+    net.other = SimpleNamespace(net=net, log=logging.getLogger("cnnviz"), kind=nn.Module, module=torch)
+    net.many = [[number] for number in range(100_000)]
+    before = stamp(net)
+    assert stamp(net) == before
+    net.held[0]["more"] = 1
     assert stamp(net) != before
 
 
