@@ -22,7 +22,7 @@ run() {
 run -c 'from cnnviz import ops; told = ops.status()["cpu"]; assert told.startswith("native"), told'
 # A check of the check: what reads past its memory must end with a report.
 if run -c 'import torch; from cnnviz import ops; torch.ops.cnnviz.overlay_crop(
-    torch.ones(1, 1, 8, 8), torch.ones(9999, 1, 2, 2), *torch.zeros(2, 1, 2).long(), [2, 2], 0.0)' 2>report.log; then
+    torch.ones(1, 9999, 8, 8), torch.ones(1, 1, 2, 2), *torch.zeros(2, 1, 2).long(), [2, 2], 0.0)' 2>report.log; then
   echo "the address sanitizer let a read outside of a tensor pass" && exit 1
 fi
 grep -q "AddressSanitizer" report.log
