@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..models import fold
+from ..models import fold, packed
 from ..models.convolution import TILE, Pack, by_tiles, convolved, has_kernel, packed_size
 from ..models.receptive_field import pair
 from ..ops import Joined, Overlaid, changed_spans, conv_cat, overlay_cat, packed_kernel
@@ -140,17 +140,8 @@ class _Convolution(NamedTuple):
 
     def _kernel(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return the weight as a kernel takes it, and the bias, with the batch norm in both."""
-
-        def packed() -> tuple[Tensor, Tensor]:
-            weight, bias = self.weight, self.bias
-            if self.norm:
-                *moments, eps = self.norm
-                weight, bias = fold(weight, bias, *moments, eps=eps)
-            return pack(weight, self.groups), weight.new_zeros(len(weight)) if bias is None else bias
-
-        made: tuple[Tensor, Tensor] = self.source.weights.result(
-            (pack, self.weight, self.bias, self.groups, self.norm), packed
-        )
+        call = (pack, self.weight, self.bias, self.groups, self.norm)
+        made: tuple[Tensor, Tensor] = self.source.weights.result(call, lambda: packed(*call))
         return made
 
     def scaled(

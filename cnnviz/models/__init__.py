@@ -1,7 +1,7 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
 from .capture import Captured, addressable, capture, find_module, know_calls
-from .folding import Folding, Unfoldable, fold
+from .folding import Folding, Unfoldable, fold, packed
 from .lender import Lender
 from .model import Model
 from .preprocess import Preprocess
@@ -36,6 +36,7 @@ __all__ = [
     "load_model",
     "named_tensors",
     "own_randomness",
+    "packed",
     "relu_rule",
     "replicate",
     "survey",

@@ -103,10 +103,7 @@ class Folding:
         key = pack, known_by((parts, norm)), weight.data_ptr()  # as it is after `weight.data = …`
         known, _, made = self._kernels.get(convolution, (None, None, None))
         if made is None or known != key:
-            if norm:
-                *moments, eps = norm
-                weight, bias = fold(weight, bias, *moments, eps=eps)
-            made = pack(weight, groups), weight.new_zeros(len(weight)) if bias is None else bias
+            made = packed(pack, weight, bias, groups, norm)
             self._kernels[convolution] = key, (parts, norm), made  # ids stay unique as long as their tensors live
         return made
 
@@ -169,6 +166,24 @@ def fold(
     moved = (0 if bias is None else bias.double()) - mean.double()
     offset = moved * factor + (0 if shift is None else shift.double())
     return weight * factor.to(weight)[:, None, None, None], offset.to(weight)
+
+
+def packed(
+    pack: Pack, weight: Tensor, bias: Tensor | None, groups: int, norm: tuple[Any, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return the weight of a convolution as a kernel takes it, and its bias, with the batch norm behind it in both.
+
+    Args:
+        pack: how the kernel takes it.
+        weight: as torch takes it, as the next two.
+        bias: as torch takes it.
+        groups: likewise.
+        norm: mean, variance, scale, shift and eps of the batch norm, as `fold` takes them; nothing where there is none.
+    """
+    if norm:
+        *moments, eps = norm
+        weight, bias = fold(weight, bias, *moments, eps=eps)
+    return pack(weight, groups), weight.new_zeros(len(weight)) if bias is None else bias
 
 
 class _Waiting(Tensor):

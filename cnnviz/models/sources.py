@@ -116,14 +116,13 @@ def _torchvision(name: str, weights: str | Path | None) -> Model:
         )
     default = models.get_model_weights(name)
     entry = getattr(default, "DEFAULT", None)
-    state = None
     if str(weights) == "DEFAULT":
         module = _as_published(name, entry)
     else:
         state = None if weights is None else _read(Path(weights))
         module = models.get_model(name, weights=None, **_settings(name, state))
-    if state is not None:
-        _fill(module, state, name, f"'{weights}'")
+        if state is not None:
+            _fill(module, state, name, f"'{weights}'")
     preprocess = _preset(entry.transforms() if entry is not None else None)
     labels = tuple(entry.meta.get("categories", ())) if entry is not None and weights is not None else ()
     return Model(
