@@ -1,6 +1,7 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
 from .capture import Captured, addressable, capture, find_module, know_calls
+from .chains import Chains, growths_in
 from .folding import Folding, Unfoldable, fold, packed
 from .lender import Lender
 from .model import Model
@@ -15,6 +16,7 @@ from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
     "Captured",
+    "Chains",
     "Folding",
     "Layer",
     "Lender",
@@ -30,6 +32,7 @@ __all__ = [
     "find_module",
     "fingerprint",
     "fold",
+    "growths_in",
     "know_calls",
     "known_by",
     "layers",

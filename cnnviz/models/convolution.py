@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import Overlaid, conv_crops, conv_crops_is_native, packed_kernel, winograd_crops, winograd_kernel
 from ..ops.conv_crops import PANEL
@@ -17,6 +17,16 @@ Pack: TypeAlias = Callable[[Tensor, int], Tensor]
 
 TILE: Final = 21  # products in the time that it takes for a tile of four pixels, in place of 36
 _MANY: Final = 32  # channels from which on Winograd's algorithm pays
+
+
+def is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether it pads, calls `conv2d` with what it was made of, and does nothing else."""
+    kind = type(convolution)
+    own = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    if not own:
+        return False
+    settings = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
+    return all(isinstance(one, tuple) for one in settings)
 
 
 def has_kernel(shape: Sequence[int], groups: int) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from ..ops._layout import memory_format
-from .convolution import Pack, by_tiles, convolved, has_kernel, packed_size
+from .convolution import Pack, by_tiles, convolved, has_kernel, is_plain, packed_size
 from .state import known_by
 
 _FEW: Final = 256  # products; PyTorch sums them in one go as fast as our kernels do, and errs as far as in any layout
@@ -43,7 +43,7 @@ class Folding:
 
     def __init__(self, module: nn.Module) -> None:
         every = [one for one in module.modules() if isinstance(one, (nn.Conv2d, nn.ConvTranspose2d))]
-        self._waiting = [one for one in every if isinstance(one, nn.Conv2d) and _is_plain(one)]
+        self._waiting = [one for one in every if isinstance(one, nn.Conv2d) and is_plain(one)]
         self._own = {one for one in self._waiting if _is_for_us(one)}
         wide = {one for one in every if not _rounds_well(one)}
         self.helps = bool(self._waiting) and wide <= self._own
@@ -251,16 +251,6 @@ _ASKED: Final = frozenset(
 
 
 _PLAIN: Final = frozenset((Tensor, nn.Parameter))
-
-
-def _is_plain(convolution: nn.Conv2d) -> bool:
-    """Whether it pads, calls `conv2d` with what it was made of, and does nothing else."""
-    kind = type(convolution)
-    own = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    if not own:
-        return False
-    settings = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
-    return all(isinstance(one, tuple) for one in settings)
 
 
 def _waiting(folding: Folding, convolution: nn.Conv2d, x: Any) -> _Waiting | None:
