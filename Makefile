@@ -47,9 +47,14 @@ SIDE_BY_SIDE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses a
 test: $(READY)
 	$(SIDE_BY_SIDE)
 
-# Once more without native code, all tests but those of packages, commands and pages, which call no operator themselves.
+# Once more without native code, all tests but those of what calls no operator itself (packages, commands, pages), and
+# those that compare with other libraries or trained networks what the tests of operators compare with PyTorch.
+NATIVE_ALONE := packaging cli report data engines test_docs.py test_plugin_distribution.py index/test_real_images.py \
+  models/test_fields_of_architectures.py \
+  $(addprefix techniques/test_,$(addsuffix .py,agreement oracles sanity integrated_gradients feature_inversion class_visualization deep_dream))
+
 test-reference: $(READY)
-	CNNVIZ_NATIVE=0 $(SIDE_BY_SIDE) $(addprefix --ignore=tests/,packaging cli report data test_docs.py test_plugin_distribution.py)
+	CNNVIZ_NATIVE=0 $(SIDE_BY_SIDE) $(addprefix --ignore=tests/,$(NATIVE_ALONE))
 
 test-slow: $(READY)
 	$(SIDE_BY_SIDE) --slow $(TESTS)

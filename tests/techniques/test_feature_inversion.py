@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import cnnviz
 from cnnviz.data import demo_picture
@@ -15,7 +16,8 @@ from cnnviz.data import demo_picture
 def test_shallow_layers_remember_nearly_all_and_deep_ones_less() -> None:
     model = cnnviz.load_model()
     layers = ["features.1.conv.0", "features.6", "features.18"]
-    made = cnnviz.explain(model, [demo_picture()], "feature-inversion", layer=layers, steps=150)
+    x = functional.interpolate(model.prepare([demo_picture()]), (112, 112), mode="bilinear", antialias=True)
+    made = cnnviz.explain(model, x, "feature-inversion", layer=layers, steps=150)
     assert isinstance(made, cnnviz.Gallery)
     assert made.history is not None
     errors = made.history[:, -1].tolist()

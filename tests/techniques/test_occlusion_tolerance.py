@@ -75,7 +75,7 @@ def spread(drops: Tensor, rows: list[Span], columns: list[Span], size: tuple[int
 
 @pytest.mark.parametrize("method", ["dense", "incremental"])
 def test_no_tolerance_to_speak_of_gives_the_exact_map(method: str) -> None:
-    x, net = images(torch.float64), network("resnet18", torch.float64)
+    x, net = images(torch.float64), network("squeezenet1_1", torch.float64)
     given = {"window": 16, "stride": 8, "target": [3, 7], "method": method}
     exact, made = explained(x, net, **given), explained(x, net, tolerance=1e-12, **given)
     assert exact.draws is None
@@ -95,7 +95,7 @@ def test_a_plane_needs_the_first_windows_alone() -> None:
 
 @pytest.mark.parametrize("method", ["dense", "incremental"])
 def test_each_target_and_image_runs_its_own(method: str) -> None:
-    x, net = images(torch.float64, count=2), network("resnet18", torch.float64)
+    x, net = images(torch.float64, count=2), network("squeezenet1_1", torch.float64)
     given: dict[str, Any] = {"window": 24, "stride": 3, "tolerance": 0.5, "method": method}
     together = explained(x, net, target=[[3, 7], [5, 2]], **given)
     assert together.draws is not None
