@@ -20,7 +20,7 @@ from .. import targets
 from ..errors import InputError, LayerError, ModelError, PluginError, TargetError
 from ..explanation import Explanation, Gallery, Projection, Provenance
 from ..memory import parse_memory
-from ..models import Lender, Model, differs_in_training, find_module, fingerprint
+from ..models import Lender, Model, differs_in_training, fingerprint, without_wrappers
 from ..options import check_seed, make_options
 from ..registry import Offer, techniques
 from ..request import Progress, Request
@@ -215,7 +215,7 @@ class Explainer:
         return takes_none
 
     def _named(self, layer: str | Sequence[str] | None) -> tuple[str, ...]:
-        """Return the layers as they were named, after checking that they exist and how many the technique takes."""
+        """Return the layers' names in a replica, after checking that they exist and how many the technique takes."""
         names: tuple[Any, ...] = () if layer is None else tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
         takes, technique = self.technique.layers, f"technique '{self.technique.name}'"
         if self._lender is None and (names or takes in ("one", "many")):
@@ -227,9 +227,10 @@ class Explainer:
         for name in names:
             if not isinstance(name, str):
                 raise LayerError(f"layer: got {name!r}, expected a dotted module name (cnnviz layers lists them)")
-            assert self._lender is not None
-            find_module(self._lender.module, name)
-        return names
+        if self._lender is None:
+            return ()
+        module = self._lender.module
+        return tuple(without_wrappers(module, name) for name in names)
 
     def _provenance(self, call: Call, seconds: float) -> Provenance:
         samples, model = call.samples, self.model

@@ -1,6 +1,6 @@
 """Models: loading them, borrowing them without changing them, and seeing inside."""
 
-from .capture import Captured, addressable, capture, find_module, know_calls
+from .capture import Captured, addressable, capture, find_module, know_calls, without_wrappers
 from .chains import Chains, growths_in
 from .folding import Folding, Unfoldable, fold, packed
 from .lender import Lender
@@ -45,4 +45,5 @@ __all__ = [
     "survey",
     "telling",
     "unwrap",
+    "without_wrappers",
 ]

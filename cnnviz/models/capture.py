@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import LayerError, nearest
+from .receptive_field import tensors_in
+from .recorded import parted
 from .replica import unwrap
 from .survey import count_calls
 
@@ -39,16 +41,38 @@ def find_module(model: nn.Module, layer: str) -> nn.Module:
     Raises:
         LayerError: there is none; says which names are nearest.
     """
-    name = LayerName.parse(layer).module
+    return _found(model, LayerName.parse(layer).module)[0]
+
+
+def without_wrappers(model: nn.Module, layer: str) -> str:
+    """Return the name by which a replica knows `layer`: ``0.conv`` for ``0.module.conv``, where 0 is a wrapper.
+
+    Raises:
+        LayerError: there is none; says which names are nearest.
+    """
+    name = LayerName.parse(layer)
+    module = ".".join(_found(model, name.module)[1])
+    return module if name.call is None else f"{module}#{name.call}"
+
+
+def _found(model: nn.Module, name: str) -> tuple[nn.Module, list[str]]:
+    """Return the module of that name, and the parts of the name that are no wrapper's."""
     found: nn.Module | None = model
+    parts: list[str] = []
     for part in name.split("."):
-        if found is not None:  # wrappers on the way need not be named: a replica has none
-            found = found._modules[part] if part in found._modules else unwrap(found)._modules.get(part)
+        if found is None:
+            break
+        inner = unwrap(found)
+        if part not in found._modules or inner is found:  # wrappers on the way need not be named: a replica has none
+            parts.append(part)
+            found = inner._modules.get(part)
+        else:
+            found = found._modules[part]
     if found is None:
         kind = type(model).__name__
         known = nearest(name, (known for known, _ in addressable(model)))
         raise LayerError(f"no layer '{name}' in {kind}{known} (cnnviz layers lists them)")
-    return found
+    return found, parts
 
 
 def addressable(model: nn.Module, before: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -62,9 +86,10 @@ def addressable(model: nn.Module, before: str = "") -> Iterator[tuple[str, nn.Mo
 class Captured:
     """What `capture` saw: filled while the model runs inside the `with` block."""
 
-    def __init__(self, layers: Sequence[str], side: str) -> None:
+    def __init__(self, layers: Sequence[str], side: str, model: nn.Module) -> None:
         self._layers = tuple(layers)
         self._side = side
+        self._model = weakref.ref(model)
         self._values: dict[str, Any] = {}
         self._calls: Counter[str] = Counter()
 
@@ -101,10 +126,20 @@ class Captured:
         calls = self._calls[name.module]
         if calls:
             return f"layer '{name.module}' was called {calls} times, so that call #{name.call} does not exist"
+        model = self._model()
+        if model is not None and any(map(_is_compiled, model.modules())):
+            return (
+                f"layer '{name.module}' was never called; a compiled network that ran before calls no layers: run the "
+                "module that was given to torch.compile, or call torch._dynamo.reset()"
+            )
         return (
             f"layer '{name.module}' was never called; name one that the forward pass calls (cnnviz layers lists them), "
             "before the layer of a channel or neuron target"
         )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 _calls: weakref.WeakKeyDictionary[nn.Module, Mapping[str, int]] = weakref.WeakKeyDictionary()
@@ -134,15 +169,18 @@ def capture(
 ) -> Iterator[Captured]:
     """Record what layers return (or receive) while the model runs inside the `with` block.
 
-    What is recorded is what the layer returned: a clone goes on, so that a later in-place operation does not reach it.
-    Only calls from the thread that opened the block are seen. The model is left as it was, also after an exception.
+    What is recorded is what the layer returned: what goes on shares no memory with it, so that no later in-place
+    operation reaches it, and the model computes what it would without. Of several passes the last is seen. Only calls
+    from the thread that opened the block are seen. The model is left as it was, also after an exception.
 
     Args:
         model: the network, or a wrapped one.
         layers: a dotted module name or several; ``name#k`` is the k-th call of a reused module, `name` its last.
         side: "output", or "input" for the layer's first argument.
         grad: let gradients be taken with respect to what was captured. The graph starts there unless something before
-            it asks for gradients already; works for frozen models and in no-grad and inference-mode callers.
+            it asks for gradients already; works for frozen models, in no-grad and inference-mode callers, and for what
+            a model runs without gradients. Of a layer that works in place, gradients come from every later use of
+            the tensor that it wrote to.
         stop: leave the `with` block as soon as everything was seen, without running the rest of the model.
 
     Yields:
@@ -158,23 +196,28 @@ def capture(
         >>> seen.output.shape
         torch.Size([1, 8, 6, 6])
     """
-    model = unwrap(model)
     names = [layers] if isinstance(layers, str) else list(layers)
     if not names:
         raise LayerError("no layer to capture was given; name one (cnnviz layers lists them)")
     modules = {LayerName.parse(name).module: find_module(model, name) for name in names}
-    watch = _Watch(Captured(names, side), grad, stop)
+    watch = _Watch(Captured(names, side, model), grad, stop)
+    root = unwrap(model)
     with ExitStack() as stack:
         if grad:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-        handles = [model.register_forward_pre_hook(watch.root, with_kwargs=True)]
+        stack.callback(_restore, [(outer, outer.depth) for outer in _blocks.open])
+        _blocks.open.append(watch)
+        stack.callback(_blocks.open.remove, watch)
+        handles = [
+            root.register_forward_pre_hook(watch.root, with_kwargs=True),
+            root.register_forward_hook(watch.end, always_call=True),
+        ]
         stack.callback(_remove, handles)
         for name, module in modules.items():
-            if side == "input":
-                handles.append(module.register_forward_pre_hook(watch.before(name), with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(watch.after(name)))
+            before, after = watch.of_input(name) if side == "input" else watch.of_output(name)
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
         try:
             yield watch.captured
         except _AllSeenError as error:
@@ -182,6 +225,22 @@ def capture(
                 raise
             return
         _ = watch.captured.values  # never called is an error
+
+
+class _Blocks(threading.local):
+    """The `capture` blocks that a thread is in."""
+
+    def __init__(self) -> None:
+        self.open: list[_Watch] = []
+
+
+_blocks = _Blocks()
+
+
+def _restore(depths: Sequence[tuple[_Watch, int]]) -> None:
+    """Forget the forward passes that began in a block: it has ended, and they with it."""
+    for watch, depth in depths:
+        watch.depth = depth
 
 
 def _remove(handles: Sequence[RemovableHandle]) -> None:
@@ -199,12 +258,17 @@ class _Watch:
         self.thread = threading.get_ident()
         self.names = {name: LayerName.parse(name) for name in captured._layers}
         self.waiting: dict[str, int] | None = None
+        self.depth = 0  # of forward passes within each other
 
     def root(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Count calls anew for each forward pass, and make inference tensors usable where gradients are asked for."""
+        """Begin anew for each forward pass, and make inference tensors usable where gradients are asked for."""
         if threading.get_ident() != self.thread:
             return None
+        self.depth += 1
+        if self.depth > 1:  # the network calls itself
+            return None
         self.captured._calls.clear()
+        self.captured._values.clear()
         if self.stop:
             counts: Mapping[str, int] = {}
             if any(name.call is None for name in self.names.values()):
@@ -221,51 +285,80 @@ class _Watch:
             )
         return torch.utils._pytree.tree_map(_usable, (args, kwargs)) if self.grad else None
 
-    def before(self, name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def end(self, *_: Any) -> None:
+        """Note that a forward pass is over."""
+        if threading.get_ident() == self.thread:
+            self.depth = max(0, self.depth - 1)
+
+    def of_input(self, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return the hooks that record what a layer takes, and write back what it writes to the clone that it gets."""
+        clones: list[tuple[Tensor, Tensor, int]] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if threading.get_ident() != self.thread or not (args or kwargs):
                 return None
-            if args:
-                return self._record(name, args[0], lambda passed: ((passed, *args[1:]), kwargs))
-            first = next(iter(kwargs))
-            return self._record(name, kwargs[first], lambda passed: (args, {**kwargs, first: passed}))
+            key = None if args else next(iter(kwargs))
+            value = args[0] if key is None else kwargs[key]
+            passed = self._record(name, value)
+            pairs = zip(tensors_in(value), tensors_in(passed), strict=True)
+            clones[:] = [(given, got, _version(got)) for given, got in pairs if got is not given]
+            return ((passed, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: passed})
 
-        return hook
-
-    def after(self, name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
             if threading.get_ident() != self.thread:
                 return None
-            return self._record(name, output, lambda passed: passed)
+            for given, got, version in clones:
+                if _version(got) != version:
+                    given.copy_(got)
+                    output = given if output is got else output
+            clones.clear()
+            return output
 
-        return hook
+        return before, after
 
-    def _record(self, module: str, value: Any, give_back: Callable[[Any], Any]) -> Any:
+    def of_output(self, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return the hooks that record what a layer returns, and notice which of its tensors it wrote to."""
+        versions: dict[int, int] = {}
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == self.thread:
+                versions.clear()
+                versions.update((id(tensor), _version(tensor)) for tensor in tensors_in((args, kwargs)))
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return None
+            found = [tensor for tensor in tensors_in(output) if id(tensor) in versions]
+            written = {id(tensor) for tensor in found if versions[id(tensor)] != _version(tensor)}
+            return self._record(name, output, written)
+
+        return before, after
+
+    def _record(self, module: str, value: Any, written: Collection[int] = ()) -> Any:
+        """Keep a value, and return what goes on; `written` are ids of the tensors that the layer itself wrote to."""
         call = self.captured._calls[module]
         self.captured._calls[module] += 1
         wanted = [text for text, name in self.names.items() if name.module == module and name.call in (None, call)]
         if not wanted:
-            return None
-        if self.grad:
-            value = torch.utils._pytree.tree_map(_leaf, value)
-        for text in wanted:
-            self.captured._values[text] = value
+            return value
         if self.waiting is not None:
             self.waiting = {text: last for text, last in self.waiting.items() if text not in wanted or last != call}
-            if not self.waiting:
-                raise _AllSeenError(self)
-        return give_back(torch.utils._pytree.tree_map(_clone, value))
+        last = self.waiting == {}
+        with ExitStack() as stack:
+            if self.grad:  # whatever the network does around the layer
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.enable_grad())
+            kept, passed = parted(value, written, grad=self.grad, last=last)
+        for text in wanted:
+            self.captured._values[text] = kept
+        if last:
+            raise _AllSeenError(self)
+        return passed
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _leaf(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
-        return value.detach().requires_grad_()
-    return value
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

@@ -1013,6 +1013,7 @@ def test_layers_inside_an_inner_wrapper_go_by_their_own_names() -> None:
     assert [layer.name for layer in cnnviz.layers(wrapped, x)] == [layer.name for layer in cnnviz.layers(plain, x)]
     given = {"technique": "grad-cam", "target": 0, "layer": "part.0"}
     assert explain(wrapped, x, **given).values.equal(explain(plain, x, **given).values)
+    assert explain(wrapped, x, **(given | {"layer": "part.module.0"})).equals(explain(wrapped, x, **given))
     assert explain(wrapped, None, "filters").images.equal(explain(plain, None, "filters").images)
     with pytest.raises(LayerError, match=r"no layer 'part\.O' in Outer.*'part\.0'"):
         explain(wrapped, x, "grad-cam", target=0, layer="part.O")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -111,6 +112,52 @@ def test_calls_are_counted_anew_for_each_forward_pass(net: Net, x: Tensor) -> No
     assert torch.equal(seen.output, net.conv(x).relu())
 
 
+class Mirroring(nn.Module):
+    """Adds what it makes of the mirrored image, by calling itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, mirror: bool = True) -> Tensor:
+        made = self.conv(x).mean((2, 3))
+        return made + self(x.flip(3), mirror=False) if mirror else made
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_calls_of_a_network_that_calls_itself_are_one_pass(x: Tensor, stop: bool) -> None:
+    net = Mirroring().eval()
+    with torch.no_grad(), capture(net, ["conv#0", "conv"], stop=stop) as seen:
+        net(x)
+    assert torch.equal(seen.values["conv#0"], net.conv(x))
+    assert torch.equal(seen.values["conv"], net.conv(x.flip(3)))
+
+
+def test_passes_that_end_early_are_no_passes_within_each_other(net: Net, x: Tensor) -> None:
+    with torch.no_grad(), capture(net, "conv#0") as outer:
+        with capture(net, "relu#0", stop=True):
+            net(torch.zeros_like(x))
+        with pytest.raises(RuntimeError):
+            net(x[:, :2])
+        net(x)
+    assert torch.equal(outer.output, net.conv(x))
+
+
+def test_layer_that_only_the_first_pass_called_is_an_error(x: Tensor) -> None:
+    class Sized(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) if len(x) > 1 else x
+
+    net = Sized().eval()
+    with torch.no_grad(), capture(net, "conv") as seen:
+        net(x)
+        assert torch.equal(seen.output, net.conv(x))
+        net(x[:1])
+        with pytest.raises(LayerError, match="'conv' was never called"):
+            _ = seen.output
+        net(x)
+
+
 def test_container_is_captured_as_a_whole(x: Tensor) -> None:
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Flatten())
     with torch.no_grad(), capture(net, "0") as seen:
@@ -208,6 +255,191 @@ def test_gradient_of_a_layer_before_an_in_place_relu_is_right(x: Tensor) -> None
     reference = net.head(net.deep(maps.relu()).relu().mean((2, 3)))[:, 1].sum()
     (expected,) = torch.autograd.grad(reference, maps)
     torch.testing.assert_close(got, expected)
+
+
+class Residual(nn.Module):
+    """Works in place as MiDaS' residual units do: what its ReLU returns is used again by the name of what it took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out = self.second(self.relu(x))
+        return self.head((out + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("layers", ["relu", ["first", "relu"]])
+def test_gradient_of_an_in_place_layer_comes_from_all_uses_of_what_it_wrote_to(
+    x: Tensor, layers: str | list[str], trainable: bool
+) -> None:
+    net = Residual().requires_grad_(trainable)
+    with capture(net, layers, grad=True) as seen:
+        score = net(x)[:, 1].sum()
+    (got,) = torch.autograd.grad(score, seen.values["relu"], retain_graph=True)
+    maps = net.first(x).relu().detach().requires_grad_()
+    reference = net.head((net.second(maps) + maps).mean((2, 3)))[:, 1].sum()
+    (expected,) = torch.autograd.grad(reference, maps)
+    torch.testing.assert_close(got, expected)
+    assert torch.equal(score, reference)
+    if "first" in seen.values:
+        (before,) = torch.autograd.grad(score, seen.values["first"])
+        torch.testing.assert_close(before, expected * (seen.values["first"] > 0))
+
+
+class Discarding(nn.Module):
+    """Calls a layer that works in place, and goes on with what the layer was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        self.relu(x)
+        return x.mean((2, 3))
+
+
+class Passing(nn.Module):
+    """Writes to what a layer was given and returned as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.drop = nn.Dropout()
+        self.flat = nn.Flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        y, z = self.drop(x), self.flat(x)
+        x += 100
+        return y.mean((2, 3)) + z.mean(2)
+
+
+PASSED_ON = [
+    (Discarding, "relu", "input"),
+    (Discarding, "relu", "output"),
+    (Discarding, "conv", "output"),
+    (Passing, "drop", "output"),
+    (Passing, "drop", "input"),
+    (Passing, "flat", "output"),
+]
+
+
+@pytest.mark.parametrize(("kind", "layer", "side"), PASSED_ON)
+def test_what_is_computed_stays_where_a_tensor_goes_by_two_names(
+    x: Tensor, kind: type[nn.Module], layer: str, side: Any
+) -> None:
+    net = kind().eval().requires_grad_(False)
+    expected, conv = net(x), net.conv(x)
+    with capture(net, layer, side=side) as seen:
+        assert torch.equal(net(x), expected)
+    recorded = conv.relu() if (layer, side) == ("relu", "output") else conv
+    assert torch.equal(seen.values[layer].flatten(), recorded.flatten())
+
+
+@pytest.mark.parametrize(("kind", "layer", "side"), PASSED_ON[:3])
+def test_what_is_computed_stays_with_gradients(x: Tensor, kind: type[nn.Module], layer: str, side: Any) -> None:
+    net = kind().eval().requires_grad_(False)
+    expected, conv = net(x), net.conv(x)
+    with capture(net, layer, side=side, grad=True) as seen:
+        score = net(x)
+    assert torch.equal(score, expected)
+    recorded = conv.relu() if (layer, side) == ("relu", "output") else conv
+    assert torch.equal(seen.values[layer], recorded)
+    (got,) = torch.autograd.grad(score.sum(), seen.values[layer])
+    passes = torch.ones_like(conv) if (layer, side) == ("relu", "output") else (conv > 0).float()
+    assert torch.equal(got, passes / 16)
+
+
+def test_a_part_of_a_split_from_which_no_gradient_can_start_says_so(x: Tensor) -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu((x * 1).chunk(3, 1)[0])
+
+    net = Halves()
+    message = r"gradients cannot start.*name a layer before it"
+    with pytest.raises(LayerError, match=message), capture(net, "relu", grad=True):
+        net(x)
+
+
+# ---------------------------------------------------------------- outputs of all kinds
+
+
+@dataclass(frozen=True)
+class Made:
+    maps: Tensor
+    rest: tuple[Tensor, str]
+
+
+class Plain:
+    def __init__(self, maps: Tensor, rest: tuple[Tensor, str]) -> None:
+        self.maps = maps
+        self.rest = rest
+
+
+class Items(dict[str, Any]):
+    """As some networks return."""
+
+    def __init__(self, maps: Tensor, rest: tuple[Tensor, str]) -> None:
+        super().__init__(maps=maps, rest=rest)
+
+    maps = property(lambda self: self["maps"])
+    rest = property(lambda self: self["rest"])
+
+
+class Holding(nn.Module):
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.layer = Function(lambda x: kind(x * 2 - 1, (x + 1, "text")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.layer(x)
+        return held.maps.relu_() + held.rest[0].mul_(3)
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("kind", [Made, Plain, Items])
+@pytest.mark.parametrize("grad", [True, False])
+def test_tensors_in_objects_are_captured_as_they_were_returned(x: Tensor, kind: type, grad: bool) -> None:
+    net = Holding(kind)
+    with capture(net, "layer", grad=grad) as seen:
+        out = net(x)
+    assert type(seen.output) is kind
+    assert torch.equal(seen.output.maps, x * 2 - 1)
+    assert torch.equal(seen.output.rest[0], x + 1)
+    assert seen.output.rest[1] == "text"
+    assert torch.equal(out, (x * 2 - 1).relu() + (x + 1) * 3)
+    if grad:
+        (maps, rest) = torch.autograd.grad(out.sum(), [seen.output.maps, seen.output.rest[0]])
+        assert torch.equal(maps, (x * 2 - 1 > 0).float())
+        assert torch.equal(rest, torch.full_like(x, 3.0))
+
+
+def test_an_object_without_tensors_is_captured_itself(x: Tensor) -> None:
+    held = Plain("maps", (1, "text"))  # type: ignore[arg-type]
+    net = nn.Sequential(Function(lambda _: held))
+    with capture(net, "0") as seen:
+        net(x)
+    assert seen.output is held
 
 
 # ---------------------------------------------------------------- stopping early
@@ -439,6 +671,18 @@ def test_model_that_never_ran_is_an_error(net: Net) -> None:
 def test_one_uncalled_layer_among_several_is_an_error(net: Net, x: Tensor) -> None:
     with pytest.raises(LayerError, match="'unused' was never called"), capture(net, ["conv", "unused"]):
         net(x)
+
+
+def test_compiled_network_that_skips_its_layers_says_which_to_run(x: Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)
+    message = r"compiled network.*run the module that was given to torch\.compile"
+    with pytest.raises(LayerError, match=message), capture(compiled, "0"):
+        compiled(x)
+    with torch.no_grad(), capture(compiled, "0") as seen:
+        net(x)
+    assert torch.equal(seen.output, net[0](x))
 
 
 def test_call_that_does_not_exist_tells_how_many_there_are(net: Net, x: Tensor) -> None:
