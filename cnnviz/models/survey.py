@@ -47,7 +47,8 @@ class Survey:
 
     Attributes:
         layers: every module call, in order of completion.
-        cam_layer: name of the last spatial output before the head that is no pooling, or None.
+        cam_layer: name of the last spatial output before the head that is no pooling, or None; the map of class scores
+            where there is no other.
         output: shape of the model's output without the batch dimension, None where it is no tensor.
         largest: bytes of the largest tensor made.
         working: most bytes that one operation reads and writes.
@@ -184,7 +185,7 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         calls.append(_Call(name, counts[name], module, output, came is not None and came == output._version))
         counts[name] += 1
 
-    names = {module: name for name, module in twin.named_modules() if name}
+    names = {module: name for name, module in twin.named_modules() if name and not _computes_weights(name)}
     for module, name in names.items():
         module.register_forward_pre_hook(before)
         module.register_forward_hook(partial(after, name))
@@ -226,16 +227,22 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     )
 
 
+def _computes_weights(name: str) -> bool:
+    """Whether a module is within a parametrization, which torch calls by the way, whenever a weight is looked at."""
+    return "parametrizations" in name.split(".")
+
+
 _UNEVEN = 2.5  # pixels by which rounding in strided layers may change a map's proportions
 
 
 def _cam_layer(calls: Sequence[_Call], classes: int | None, size: Sequence[int]) -> int | None:
     """Return the place of the last spatial output before the head that is no pooling.
 
-    The head may end in a map of class scores (SqueezeNet's 1×1 convolution), which is skipped; a container counts as
-    what its last layer is, and gives that layer its name where both return the same tensor. A map has about the
-    image's proportions; what has not is (N, h, w, C), as in Swin transformers.
+    The head may end in a map of class scores (SqueezeNet's 1×1 convolution), which is skipped where there is another
+    map; a container counts as what its last layer is, and gives that layer its name where both return the same tensor.
+    A map has about the image's proportions; what has not is (N, h, w, C), as in Swin transformers.
     """
+    scores: int | None = None
     pooled = {id(call.output) for call in calls if re.search(r"Pool(ing)?(\dd)?$", type(call.module).__name__)}
     last_weights = max((i for i, call in enumerate(calls) if call.module._parameters), default=-1)
     for place in reversed(range(len(calls))):
@@ -245,11 +252,12 @@ def _cam_layer(calls: Sequence[_Call], classes: int | None, size: Sequence[int])
             continue
         if len(size) == 2 and abs(shape[2] / size[0] * size[1] - shape[3]) > _UNEVEN:
             continue
-        class_scores = shape[1] == classes and place >= last_weights
-        if call.passes_on or id(call.output) in pooled or class_scores:
+        if call.passes_on or id(call.output) in pooled:
             continue
-        return place
-    return None
+        if shape[1] != classes or place < last_weights:
+            return place
+        scores = place if scores is None else scores
+    return scores
 
 
 def layers(model: nn.Module | Model, inputs: Tensor | None = None) -> list[Layer]:

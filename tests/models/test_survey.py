@@ -163,6 +163,18 @@ def test_network_without_maps_has_no_default_cam_layer() -> None:
     assert survey(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), blank()).cam_layer is None
 
 
+def test_default_cam_layer_of_class_scores_alone_is_their_map() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert survey(net, blank()).cam_layer == "1"
+
+
+def test_modules_that_compute_weights_are_no_layers() -> None:
+    head = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 5, 3, padding=1))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), head, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert [layer.name for layer in layers(net, blank())] == ["0", "1", "2", "3", "4"]
+    assert survey(net, blank()).cam_layer == "1"
+
+
 def test_default_cam_layer_is_before_a_dropout_that_passes_on() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1))
     assert survey(net, blank()).cam_layer == "1"
