@@ -30,7 +30,7 @@ from .models import (
     replicate,
 )
 from .models.receptive_field import tensors_in
-from .models.relu_rules import Rule
+from .models.relu_rules import Rule, check_followed
 from .options import ImageOption
 from .render import resize
 from .targets import (
@@ -312,14 +312,15 @@ class Request:
             make: ``make(i)`` returns the i-th inputs, (N, C, H, W), which must not depend on the target; None for the
                 samples themselves.
             weights: weight of each made input's gradient.
-            rule: how rectifiers pass gradients, see `relu_rule`; None for the plain gradient.
+            rule: how the model's rectifiers pass gradients, see `relu_rule`; those of a target callable pass them as
+                ever. None for the plain gradient.
 
         Returns:
             (N, C, H, W).
 
         Raises:
             TargetError: the score does not depend on the input.
-            ModelError: a rule was asked for, and nothing rectifies.
+            ModelError: a rule was asked for, and nothing rectifies, or something that the rule cannot follow.
         """
         self.scored = True
         self._gradients += 1
@@ -328,9 +329,7 @@ class Request:
             total: list[Tensor] = []
             for i, weight in enumerate(weights):
                 x = (self.inputs if make is None else make(i)).detach().requires_grad_()
-                with nullcontext() if rule is None else relu_rule(rule):
-                    scores = self._all_scores(x, None)
-                found = [slope for (slope,) in _slopes(scores, [x])]
+                found = _connected(_slopes(self._all_scores(x, None, rule=rule), [x]))
                 if len(weights) > 1:  # what is added up in half precision stops growing
                     found = [slope.to(torch.promote_types(slope.dtype, torch.float32)) for slope in found]
                 found = [slope * weight if weight != 1 else slope for slope in found]
@@ -350,7 +349,7 @@ class Request:
             Two tensors (N, C, h, w).
 
         Raises:
-            LayerError: the layer returns no maps, or the target does not depend on it.
+            LayerError: the layer returns no maps, or not one for each sample, or the target does not depend on it.
         """
         layers = self._shared.layers or (str(self.layer),)
 
@@ -358,18 +357,31 @@ class Request:
             with capture(self.model, layers, grad=True) as seen:  # the graph starts at the first of them
                 scores = self._all_scores(None, None)
             for layer, maps in seen.values.items():
-                if not isinstance(maps, Tensor) or maps.dim() != 4:
-                    raise LayerError(
-                        f"layer '{layer}' returns {describe(maps)}, expected maps (N, C, h, w); name a spatial layer"
-                    )
+                self._check_maps(layer, maps)
             return seen.values, _slopes(scores, list(seen.values.values()))
 
         self.scored = True
         maps, slopes = self._shared.once("layer gradient", all_layers)
         slope = slopes[self._column][layers.index(str(self.layer))] if slopes else None
         if slope is None:
-            raise LayerError(f"the target does not depend on layer '{self.layer}'; name a layer before it")
+            raise LayerError(
+                f"the target does not depend on layer '{self.layer}' in a way that gradients can follow; name a layer "
+                "before it, or look behind it for no_grad(), detach(), integers or gradient checkpointing"
+            )
         return maps[str(self.layer)].detach(), slope
+
+    def _check_maps(self, layer: str, maps: Any) -> None:
+        if not isinstance(maps, Tensor) or maps.dim() != 4:
+            raise LayerError(
+                f"layer '{layer}' returns {describe(maps)}, expected maps (N, C, h, w); name a spatial layer"
+            )
+        if not maps.is_floating_point():
+            raise LayerError(f"layer '{layer}' returns {maps.dtype}, expected real maps; name a layer that does")
+        if len(maps) != len(self.inputs):
+            raise LayerError(
+                f"layer '{layer}' returns {len(maps)} maps for {len(self.inputs)} inputs, expected one for each; name "
+                "a layer that is called once for all of them"
+            )
 
     def once(self, key: Hashable, compute: Callable[[], Made]) -> Made:
         """Return ``compute()``, run once for all targets and layers of this batch; for what does not depend on them."""
@@ -615,7 +627,12 @@ class Request:
         return self._shared.base[:, self._column]
 
     def _all_scores(
-        self, inputs: Tensor | None, rows: Sequence[int] | Tensor | None, *, probability: bool = False
+        self,
+        inputs: Tensor | None,
+        rows: Sequence[int] | Tensor | None,
+        *,
+        probability: bool = False,
+        rule: Rule | None = None,
     ) -> Tensor:
         """Return the scores of all targets, (rows, K)."""
         self.scored = True
@@ -623,7 +640,7 @@ class Request:
         x = self.inputs if inputs is None else inputs
         # A clone, since a network may begin with an in-place operation.
         given = x.clone() if own or x.requires_grad else x
-        return self._scores(given, rows, unmodified=own and rows is None, probability=probability)
+        return self._scores(given, rows, unmodified=own and rows is None, probability=probability, rule=rule)
 
     def _scores(
         self,
@@ -632,6 +649,7 @@ class Request:
         *,
         unmodified: bool = False,
         probability: bool = False,
+        rule: Rule | None = None,
     ) -> Tensor:
         if rows is None:
             if len(x) != len(self.inputs):
@@ -641,12 +659,13 @@ class Request:
             index = torch.as_tensor(rows, dtype=torch.long, device="cpu")
             if index.shape != (len(x),):
                 raise InputError(f"score() got {len(x)} inputs and rows of shape {tuple(index.shape)}")
-        scores = self._reduced(self.forward(x), index, unmodified=unmodified, probability=probability)
+        with nullcontext() if rule is None else relu_rule(rule):  # what the target makes of the output is no network's
+            output = self.forward(x)
+        if rule is not None:
+            check_followed(output, rule)
+        scores = self._reduced(output, index, unmodified=unmodified, probability=probability)
         if x.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
-            raise TargetError(
-                "the score does not depend on the input in a way that gradients can follow; look for detach(), "
-                "no_grad() or integers in the model and in the target callable"
-            )
+            raise TargetError(_UNCONNECTED)
         return scores
 
     def _fast_scores(self, x: Tensor, rows: Tensor, *, probability: bool, wide: bool) -> Tensor:
@@ -774,6 +793,24 @@ class Request:
     def _at_once(self) -> int:
         """How many samples fit the memory budget."""
         return batch_size(self._survey(), self.memory, self.inputs.device, backward=False)
+
+
+_UNCONNECTED = (
+    "the score does not depend on the input in a way that gradients can follow; look for detach(), no_grad(), integers "
+    "or quantized weights in the model and in the target callable"
+)
+
+
+def _connected(slopes: Sequence[tuple[Tensor | None, ...]]) -> list[Tensor]:
+    """Return each column's only gradient.
+
+    Raises:
+        TargetError: there is none.
+    """
+    found = [slope for (slope,) in slopes if slope is not None]
+    if len(found) < len(slopes):
+        raise TargetError(_UNCONNECTED)
+    return found
 
 
 def _slopes(scores: Tensor, places: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

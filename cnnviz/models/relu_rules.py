@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError, OptionError
 from ..ops import guided_relu, guided_relu_
-from .receptive_field import function_name
+from .receptive_field import function_name, tensors_in
 
 Rule = Literal["deconvnet", "guided"]
 
@@ -32,6 +35,14 @@ _AT_ZERO = {  # functions that rectify only with some arguments: those whose low
     "max": ("other", 1, None),  # of two tensors; the maximum over a dimension has no tensor there
 }
 _OF_TWO = frozenset(("maximum", "max", "fmax"))
+_PLAIN = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("Relu", "LeakyRelu", "RreluWithNoise", "PreluKernel", "Elu", "Celu"),
+        *("Silu", "Gelu", "Mish", "Hardswish", "Softplus"),
+    )
+)
+"""Backward passes of rectifiers that follow no rule."""
 
 
 @contextmanager
@@ -71,6 +82,43 @@ def relu_rule(rule: Rule) -> Iterator[None]:
         )
 
 
+def check_followed(output: Any, rule: Rule) -> None:
+    """Look whether rectifiers on the way to an output escaped the rule, because no call of theirs could be seen.
+
+    Raises:
+        ModelError: one did, or TorchScript is on the way.
+
+    Warns:
+        UserWarning: the network has an autograd.Function of its own, which may be one.
+    """
+    for node in _nodes(output):
+        name = node.name()
+        if name in _PLAIN or "DifferentiableGraph" in name or getattr(node, "_saved_min_val", None) == 0:
+            raise ModelError(
+                f"the {rule} rule cannot follow {name}, which the network calls by TorchScript, in another thread or "
+                "by compiled code; call the function in Python instead, or use saliency for this model"
+            )
+        own = getattr(type(node), "_forward_cls", None)
+        if own is not None and not own.__module__.startswith(("torch.autograd.", "torch.utils.", "cnnviz.")):
+            warnings.warn(
+                f"the network calls {name.removesuffix('Backward')}, an autograd.Function of its own, which passes "
+                f"gradients as it always does; if it is a rectifier, the {rule} rule needs one of torch's in its place",
+                stacklevel=2,
+            )
+
+
+def _nodes(output: Any) -> set[Node]:
+    """Return the operations that an output was made by, as far as gradients go."""
+    found: set[Node] = set()
+    left = [tensor.grad_fn for tensor in tensors_in(output)]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [before for before, _ in node.next_functions]
+    return found
+
+
 class _RuleMode(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
@@ -97,7 +145,7 @@ class _RuleMode(TorchFunctionMode):
         elif name in ("relu6", "hardtanh"):
             result = _Clipped.apply(x, self.rule, _ceiling(name, args, kwargs), in_place and out is None)
         else:
-            result = _Ruled.apply(x, self.rule, plain)
+            result = _Ruled.apply(_spread(name, x, args, kwargs), self.rule, plain)
         if out is not None:
             return out.copy_(result)
         return x.copy_(result) if in_place and result is not x else result
@@ -140,7 +188,16 @@ def _ceiling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
 def _is_zero(bound: Any) -> bool:
     if isinstance(bound, Tensor):
         return not bound.requires_grad and bound.numel() > 0 and not bool(bound.any())
-    return isinstance(bound, (int, float)) and bound == 0
+    return isinstance(bound, Real) and bound == 0  # numpy's numbers too
+
+
+def _spread(name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the rectifier's input in the shape of its output, to which a bound may broadcast it."""
+    if name not in _AT_ZERO:
+        return x
+    given = tensors_in((args, {key: value for key, value in kwargs.items() if key != "out"}))
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in given))  # type: ignore[no-untyped-call]  # torch's own
+    return x if x.shape == shape else x.expand(shape)
 
 
 def _split(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

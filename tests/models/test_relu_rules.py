@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy
 import pytest
 import torch
 import torchvision
@@ -82,6 +85,7 @@ RELUS: dict[str, Spelling] = {
     "F.threshold(inplace), ignored": then(lambda y: functional.threshold(y, 0, 0, True)),
     "torch.threshold": lambda x: torch.threshold(x, 0, 0),
     "torch.threshold_, ignored": then(lambda y: torch.threshold_(y, 0, 0)),
+    "clamp(min=numpy's)": lambda x: x.clamp(min=numpy.float32(0)),
     "view, in place": then(lambda y: y[:].relu_()),
     "out=": into_out,
 }
@@ -200,6 +204,22 @@ def test_memory_format_is_kept() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: torch.maximum(x, torch.zeros(3, 4)),
+        lambda x: torch.maximum(torch.zeros(3, 4), x),
+        lambda x: x.clamp(min=torch.zeros(3, 4)),
+    ],
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_bound_that_broadcasts_the_input_counts_each_element_once(act: Spelling, rule: str) -> None:
+    x, came = torch.tensor([[1.0], [2.0], [-3.0]]), torch.tensor([1.0, -1.0, 2.0, 0.5]).expand(3, 4)
+    expected = [3.5, 3.5, 3.5 if rule == "deconvnet" else 0.0]
+    assert ruled(act, rule, x, came).flatten().tolist() == expected
+    assert torch.equal(act(x), x.clamp(min=0).expand(3, 4))
+
+
 # ---------------------------------------------------------------- forward values
 
 
@@ -315,6 +335,57 @@ def test_rectifier_off_the_gradients_path_is_no_hit() -> None:
 def test_unknown_rule_names_the_known_ones() -> None:
     with pytest.raises(OptionError, match=r"'gided'.*'deconvnet', 'guided'"), relu_rule("gided"):
         pass
+
+
+class Acting(nn.Module):
+    """Calls a function between two convolutions, and a ReLU at the end."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = act
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.act(self.first(x))).relu().mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("calls", [1, 3])
+def test_rectifier_of_torchscript_is_refused(calls: int) -> None:
+    net, x = Acting(torch.jit.script(scripted)).eval(), torch.rand(1, 3, 8, 8)
+    for _ in range(calls):  # it is optimised by and by
+        with pytest.raises(ModelError, match=r"guided rule cannot follow.*TorchScript.*in Python instead"):
+            explain(net, x, "guided-backprop", target=1)
+
+
+def scripted(x: Tensor) -> Tensor:
+    return torch.relu(x) * 2
+
+
+def test_rectifier_in_another_thread_is_refused() -> None:
+    def elsewhere(x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(functional.silu, x).result()
+
+    with pytest.raises(ModelError, match=r"deconvnet rule cannot follow SiluBackward0.*another thread"):
+        explain(Acting(elsewhere).eval(), torch.rand(1, 3, 8, 8), "deconvnet", target=1)
+
+
+def test_function_of_the_networks_own_is_warned_of() -> None:
+    class Rectifier(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0] * (ctx.saved_tensors[0] > 0)
+
+    net, x = Acting(Rectifier.apply).eval(), torch.rand(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match=r"calls Rectifier, an autograd.Function of its own.*one of torch's"):
+        explain(net, x, "guided-backprop", target=1)
+    explain(net, x, "saliency", target=1)
 
 
 # ---------------------------------------------------------------- threads

@@ -284,3 +284,84 @@ def test_batch_equals_singles() -> None:
     batch = explained(net, x, target=[1, 5, 9])
     singles = [explained(net, x[i : i + 1], target=target) for i, target in enumerate([1, 5, 9])]
     assert_same_map(batch, torch.cat(singles))
+
+
+class Unlearned(nn.Module):
+    """A backbone without gradients, and a linear probe on top."""
+
+    def __init__(self, *, cut: bool = True) -> None:
+        super().__init__()
+        self.cut = cut
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.cut and torch.is_grad_enabled()):
+            maps = self.backbone(x)
+        return self.head(maps.mean((2, 3)))
+
+
+def test_a_backbone_that_runs_without_gradients_is_explained() -> None:
+    net, x = Unlearned().eval(), torch.rand(2, 3, 8, 8)
+    plain = Unlearned(cut=False).eval()
+    plain.load_state_dict(net.state_dict())
+    got = cnnviz.explain(net, x, "grad-cam", target=0)
+    assert got.provenance.layer == "backbone"
+    assert torch.equal(got.values, explained(plain, x, target=0))
+    assert got.values.abs().max() > 0
+
+
+def test_a_layer_whose_gradients_are_cut_behind_it_is_refused() -> None:
+    with pytest.raises(cnnviz.LayerError, match=r"does not depend on layer 'backbone\.0' in a way.*no_grad\(\)"):
+        explained(Unlearned().eval(), torch.rand(2, 3, 8, 8), layer="backbone.0", target=0)
+
+
+class Called(nn.Module):
+    """Calls a convolution as it is told to."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.conv, self.maps, self.function = nn.Conv2d(3, 4, 3), nn.Identity(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x).mean((2, 3))
+
+
+def test_a_layer_that_is_called_for_each_sample_is_refused() -> None:
+    net = Called(lambda self, x: torch.cat([self.conv(row[None]) for row in x])).eval()
+    with pytest.raises(cnnviz.LayerError, match=r"'conv' returns 1 maps for 2 inputs, expected one for each"):
+        explained(net, torch.rand(2, 3, 8, 8), layer="conv", target=0)
+
+
+def test_complex_maps_are_refused() -> None:
+    net = Called(lambda self, x: self.maps(torch.fft.fft2(self.conv(x))).abs()).eval()
+    with pytest.raises(cnnviz.LayerError, match=r"'maps' returns torch\.complex64, expected real maps"):
+        explained(net, torch.rand(2, 3, 8, 8), layer="maps", target=0)
+
+
+def test_an_in_place_layer_whose_input_is_used_again_counts_all_uses() -> None:
+    class Unit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True)
+            self.second, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            made = self.second(self.relu(x))
+            return self.head((made + x).mean((2, 3)))
+
+    net, x = Unit().double().eval(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    got = explained(net, x, layer="relu", target=1, relu=False, upsample=None)
+    maps = net.first(x).relu().detach().requires_grad_()
+    score = net.head((net.second(maps) + maps).mean((2, 3)))[:, 1]
+    (slope,) = torch.autograd.grad(score.sum(), maps)
+    torch.testing.assert_close(got, (slope.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).detach())
+
+
+def test_maps_of_class_scores_are_explained_where_there_are_no_others() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.rand(1, 3, 8, 8)
+    got = cnnviz.explain(net, x, "grad-cam", target=2, upsample=None)
+    assert got.provenance.layer == "1"
+    torch.testing.assert_close(got.values, net[:2](x)[:, 2:3].detach() / 36)

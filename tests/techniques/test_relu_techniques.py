@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cnnviz
+from cnnviz.testing import SmallNet
 from tests.reference import chain
 from tests.reference.relu_rules import ruled_gradient
 from tests.techniques.measure import assert_same_map, distance
@@ -295,3 +296,29 @@ def test_the_rule_ends_with_the_call(technique: str) -> None:
     (expected,) = torch.autograd.grad(net(leaf)[:, 3].sum(), leaf)
     assert_same_map(plain, expected)
     assert distance(ruled, plain) > 0.1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda output: -F.softplus(-output[:, 1]),
+        lambda output: 50 - F.relu(50 - output[:, 1]),
+        lambda output: F.leaky_relu(output[:, 1], 2.0),
+    ],
+)
+@both
+def test_rectifiers_of_the_target_pass_gradients_as_ever(technique: str, target: Callable[[Tensor], Tensor]) -> None:
+    net, x = SmallNet().eval().double(), torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    output = net(x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(target(output).sum(), output)
+    assert slope[0, 1] > 0
+    expected = slope[0, 1] * explained(net, x, technique, target=1)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(explained(net, x, technique, target=target), expected, rtol=1e-9, atol=0)
+
+
+@both
+def test_a_rectifier_of_the_target_is_none_of_the_network(technique: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(cnnviz.ModelError, match="met no ReLU"):
+        explained(net, torch.rand(1, 3, 8, 8), technique, target=lambda output: F.relu(output[:, 1] + 100))

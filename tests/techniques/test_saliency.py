@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import cnnviz
+from cnnviz.testing import SmallNet
 from tests.reference import chain
 from tests.reference.saliency import gradient, reduced, smooth_gradient
 from tests.techniques.measure import assert_same_map
@@ -189,3 +190,11 @@ def test_batch_equals_singles(options: dict[str, float]) -> None:
 def test_a_wrong_option_is_named_with_its_bounds(option: dict[str, object], told: str) -> None:
     with pytest.raises(cnnviz.OptionError, match=told):
         cnnviz.explain(HalfSquare(), pixels([1, 2]), "saliency", **option)
+
+
+@pytest.mark.parametrize("technique", ["saliency", "guided-backprop", "integrated-gradients"])
+def test_a_score_that_gradients_do_not_lead_to_from_the_input_is_refused(technique: str) -> None:
+    probe = nn.Linear(5, 1)
+    net = SmallNet().eval()
+    with pytest.raises(cnnviz.TargetError, match=r"does not depend on the input.*detach\(\).*quantized weights"):
+        cnnviz.explain(net, torch.rand(1, 3, 16, 16), technique, target=lambda output: probe(output.detach())[:, 0])
