@@ -66,47 +66,65 @@ class FieldTracker(TorchFunctionMode):
         super().__init__()
         self._alive: list[Tensor] = []  # ids stay unique as long as their tensors live
         self._seen: dict[int, _Seen] = {}
+        self._spoilt: set[int] = set()  # memory that was written to by another name
         for tensor in inputs:
             self._note(tensor, _Seen(ReceptiveField((1, 1), (1, 1), (0, 0))) if tensor.dim() == 4 else _WHOLE)
 
     def field(self, tensor: Tensor) -> ReceptiveField | None:
         """Return the field of each unit of `tensor`, None where it sees the whole image or is no (N, C, h, w) map."""
-        seen = self._seen.get(id(tensor), _WHOLE)
+        seen = self._known(tensor) or _WHOLE
         return seen.field if tensor.dim() == 4 and seen.axes == (2, 3) else None
 
     def _note(self, tensor: Tensor, seen: _Seen) -> None:
         self._alive.append(tensor)
         self._seen[id(tensor)] = seen
 
+    def _known(self, tensor: Tensor) -> _Seen | None:
+        """Return what a tensor sees, None where it does not depend on the input."""
+        return self._seen.get(id(tensor)) or (_WHOLE if _memory(tensor) in self._spoilt else None)
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func` and note what its result sees."""
         kwargs = kwargs or {}
-        tracked = [tensor for tensor in tensors_in((args, kwargs)) if id(tensor) in self._seen]
-        sources = [self._seen[id(tensor)] for tensor in tracked]
-        shape = tuple(tracked[0].shape) if tracked else ()
+        given = tensors_in((args, kwargs))
+        known = [(tensor, seen) for tensor in given if (seen := self._known(tensor)) is not None]
+        if not known:
+            return func(*args, **kwargs)
+        tracked, sources = [tensor for tensor, _ in known], [seen for _, seen in known]
+        before = [(tensor, tensor._version, self._known(tensor)) for tensor in given]
+        shape = tuple(tracked[0].shape)
         result = func(*args, **kwargs)
         outputs = tensors_in(result)
-        name = function_name(func)
-        if sources and outputs:
-            op = _Op(name, sources[0], args, kwargs, shape, tuple(outputs[0].shape))
+        if outputs:
+            op = _Op(function_name(func), sources[0], args, kwargs, shape, tuple(outputs[0].shape))
             even = all(tensor.shape[2:] == tracked[0].shape[2:] for tensor in tracked if tensor.dim() == 4)
             seen = _rule(op, sources) if even else _WHOLE  # broadcast along space: one value for many places
             for tensor in outputs:
                 self._note(tensor, seen)
-        self._written(name, args)
+        swapped = func == Tensor.data.__set__  # type: ignore[attr-defined]  # a property in C
+        for tensor, version, old in before:
+            if swapped or version != tensor._version:
+                self._written(tensor, old, whole=not any(tensor is output for output in outputs))
         return result
 
-    def _written(self, name: str, args: tuple[Any, ...]) -> None:
-        """Give up on what was written to in part: by an index, or in place through a view of it."""
-        if not args or not isinstance(args[0], Tensor) or not (name == "__setitem__" or _in_place(name)):
+    def _written(self, tensor: Tensor, old: _Seen | None, *, whole: bool) -> None:
+        """Give up on all that shares memory with a tensor that was written to, unless it sees what it saw before."""
+        if whole:  # by an index, or by a function that does not return it
+            self._note(tensor, _WHOLE)
+        if self._seen[id(tensor)] == old and old != _WHOLE:
             return
-        whole = args[0]._base
-        if name == "__setitem__":
-            self._note(args[0], _WHOLE)
-        if whole is not None:
-            self._note(whole, _WHOLE)
+        memory = _memory(tensor)
+        self._spoilt.add(memory)
+        for other in self._alive:
+            if other is not tensor and _memory(other) == memory:
+                self._seen[id(other)] = _WHOLE
+
+
+def _memory(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 @functools.lru_cache(maxsize=1024)
@@ -116,12 +134,6 @@ def function_name(func: Any) -> str:
     if name in ("fn", "boolean_dispatch"):
         name = (resolve_name(func) or name).rpartition(".")[2]
     return name.split(".")[0]
-
-
-def _in_place(name: str) -> bool:
-    if name.endswith("__"):
-        return name.startswith("__i") and name not in {"__int__", "__index__", "__invert__", "__iter__"}
-    return name.endswith("_")
 
 
 def tensors_in(value: Any) -> list[Tensor]:

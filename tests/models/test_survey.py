@@ -609,6 +609,48 @@ def test_field_is_never_too_small(function: Callable[[Any, Tensor], Tensor], par
             assert not slope.any()
 
 
+WRITTEN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "base of a view": lambda self, v, wide: (v.view(1, 1, 3, 16, 16), v.add_(wide))[0].view(1, 3, 16, 16),
+    "what a chunk is of": lambda self, v, wide: (v.chunk(1, 1)[0], v.copy_(wide))[0],
+    "a chunk": lambda self, v, wide: (v.chunk(3, 1)[1].add_(wide.chunk(3, 1)[1]), v)[1],
+    "another view": lambda self, v, wide: (v.chunk(3, 1), v[:, 1:].add_(wide[:, 1:]))[0][2],
+    "a transposed view": lambda self, v, wide: (v.permute(0, 1, 2, 3), v.transpose(2, 3).add_(wide))[0],
+    "a view without a batch": lambda self, v, wide: (v.view(3, 16, 16).copy_(wide[0]), v)[1],
+    "what was detached": lambda self, v, wide: (v.detach(), v.copy_(wide))[0],
+    "detached": lambda self, v, wide: (v.detach().add_(wide), v)[1],
+    "data": lambda self, v, wide: (v.data.copy_(wide), v)[1],
+    "data set": lambda self, v, wide: (setattr(v, "data", wide), v)[1],
+    "a list": lambda self, v, wide: (torch._foreach_add_([v], [wide]), v)[1],
+    "out=": lambda self, v, wide: (v.detach(), torch.add(v, wide, out=v))[0],
+    "a constant's alias": lambda self, v, wide: (
+        (constant := torch.zeros(wide.shape, device=v.device)),
+        constant.detach().copy_(wide),
+        constant + v,
+    )[2],
+}
+
+
+@pytest.mark.parametrize("write", WRITTEN.values(), ids=WRITTEN.keys())
+def test_field_is_never_too_small_after_writes_by_another_name(write: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    net = Function(lambda self, x: write(self, x.clone(), self.c(x)), c=nn.Conv2d(3, 3, 5, padding=2)).eval()
+    field, x = fields(net, 16)["out"], torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        changed = x.clone()
+        changed[:, :, 6, 6] += 1
+        assert not torch.equal(net(changed)[:, :, 8, 8], net(x)[:, :, 8, 8])
+    assert field is None or field == ReceptiveField((5, 5), (1, 1), (-2, -2))
+
+
+def test_field_of_what_is_written_to_by_its_only_name_is_exact() -> None:
+    def written(self: Any, x: Tensor) -> Tensor:
+        made = torch.zeros(x.shape, device=x.device)
+        made += self.conv(x)
+        made.add_(x).relu_()
+        return functional.relu(made.view(1, 1, 3, 16, 16), inplace=True).view(1, 3, 16, 16)
+
+    assert fields(Function(written, **CONV), 16)["out"] == ReceptiveField((3, 3), (1, 1), (-1, -1))
+
+
 def test_a_second_name_of_a_shared_module_stands_for_the_first() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
