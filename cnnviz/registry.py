@@ -138,10 +138,9 @@ class Registry(Mapping[str, Item]):
         Raises:
             PluginError: unknown, offered twice, or faulty; says by whom and what to do. A KeyError too.
         """
-        with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = self._load(name)
-            return self._loaded[name]
+        if name not in self._loaded:
+            self._load(name)
+        return self._loaded[name]
 
     @property
     def offers(self) -> list[Offer]:
@@ -192,20 +191,22 @@ class Registry(Mapping[str, Item]):
             f"{self.word} '{name}' is offered by {by}; uninstall one, or name its distribution in CNNVIZ_BLOCK_PLUGINS"
         )
 
-    def _load(self, name: str) -> Item:
+    def _load(self, name: str) -> None:
         offer, point = self._only(name)
         if name in self._faults:
             raise UnknownNameError(self._faults[name])
         try:
-            return self._registered(point)
+            plugin = point.load()  # outside of the lock: another thread that imports it may be waiting for a technique
+            with self._lock:
+                if name not in self._loaded:
+                    self._loaded[name] = self._registered(point, plugin)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even call sys.exit; it takes no other down
             self._faults[name] = f"the plugin for '{name}' from {offer} is faulty: {reason(error)}"
             raise UnknownNameError(self._faults[name]) from error
 
-    def _registered(self, point: EntryPoint) -> Item:
-        plugin = point.load()
+    def _registered(self, point: EntryPoint, plugin: Any) -> Item:
         found: dict[str, Item] = {}
 
         def register(item: Item) -> None:

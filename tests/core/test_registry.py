@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 import threading
+import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -231,6 +235,37 @@ def test_many_threads_get_the_same_technique() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(get, range(8)))
     assert all(technique is found[0] for technique in found)
+
+
+def test_a_plugin_may_use_techniques_while_one_thread_imports_it_and_another_asks_for_it(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting: Any = types.ModuleType("meeting")
+    meeting.inside, meeting.asked = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "meeting", meeting)
+    begin = """
+    import meeting
+    meeting.inside.set()
+    assert meeting.asked.wait(30)
+    base = meeting.known["saliency"]
+    """
+    install("acme-viz", {"acme": "acme_slow"}, acme_slow=textwrap.dedent(begin) + plugin("acme"))
+    meeting.known = registry()
+    found: list[Technique] = []
+    threads = [
+        threading.Thread(target=importlib.import_module, args=("acme_slow",), daemon=True),
+        threading.Thread(target=lambda: found.append(meeting.known["acme"]), daemon=True),
+    ]
+    threads[0].start()
+    assert meeting.inside.wait(30)
+    threads[1].start()
+    time.sleep(0.2)  # until it waits for the import
+    meeting.asked.set()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert found == [meeting.known["acme"]]
+    assert meeting.known.faults == {}
 
 
 def test_unknown_name_says_the_nearest() -> None:
