@@ -108,6 +108,7 @@ class _Copier:
         for key, value in sorted(vars(inner).items(), key=lambda item: item[0] not in ("_parameters", "_buffers")):
             twin.__dict__[key] = self._attribute(key, value, name)
         twin.__dict__ = {key: twin.__dict__[key] for key in vars(inner)}
+        self._fill_slots(inner, twin)
         for hook in twin._forward_pre_hooks.values():  # weights that are computed may be older than what they are of
             hook(twin, ())
         return twin
@@ -208,11 +209,21 @@ class _Copier:
             else:
                 self.memo[id(value)] = made
                 made.__dict__.update((key, self.copy(item)) for key, item in vars(value).items())
+                self._fill_slots(value, made)
                 return made
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:  # noqa: BLE001  # whatever a stranger's __reduce__ raises
             return value
+
+    def _fill_slots(self, value: Any, made: Any) -> None:
+        for base in type(value).__mro__:
+            if "__slots__" not in vars(base):
+                continue
+            for slot in vars(base).values():
+                if isinstance(slot, types.MemberDescriptorType):
+                    with suppress(AttributeError):  # an empty one
+                        slot.__set__(made, self.copy(slot.__get__(value)))
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if self.device is not None:

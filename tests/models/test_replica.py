@@ -730,3 +730,33 @@ def test_a_function_that_calls_itself_is_followed() -> None:
     before = net[1].running_mean.clone()
     twin.twice(photo())
     assert torch.equal(net[1].running_mean, before)
+
+
+class Held:
+    __slots__ = ("__dict__", "part")
+
+    def __init__(self, part: nn.Module) -> None:
+        self.part = part
+        self.other = part
+
+
+class Slotted(nn.Module):
+    __slots__ = ("__hidden", "empty", "gain", "held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.gain, self.__hidden, self.held = 2.0, torch.ones(4, 1, 1), Held(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held.part(x) * self.gain + self.__hidden
+
+
+def test_what_lies_in_slots_is_copied() -> None:
+    net, x = Slotted().eval(), torch.rand(1, 3, 4, 4)
+    twin = replicate(net)
+    assert torch.equal(twin(x), net(x))
+    assert twin.held.part is twin.held.other is twin.conv
+    assert not hasattr(twin, "empty")
+    twin.gain = 3.0
+    assert net.gain == 2.0
