@@ -9,7 +9,7 @@ from .optimise import optimise
 from .options import Optimised, Regularised, Transformed
 from .regularisers import blur, clip_gradients, clip_pixels, p_norm, total_variation
 from .run import synthesise
-from .style import LEAST_TILE, Style, StyleLoss, layer_shares, style_layers
+from .style import LEAST_TILE, Style, StyleLoss, layer_shares, shares_that_fit, style_layers
 from .tiles import fitting, tiled
 from .train import TrainedStyle, train_style
 from .training import StyleTraining
@@ -42,6 +42,7 @@ __all__ = [
     "layer_shares",
     "optimise",
     "p_norm",
+    "shares_that_fit",
     "style_layers",
     "synthesise",
     "tiled",

@@ -39,7 +39,7 @@ class Pixels:
         """Begin with pictures in the units of the network's input, (N, C, H, W)."""
         self._spread = start.new_tensor(normalisation.std).reshape(-1, 1, 1)
         self._mean = start.new_tensor(normalisation.mean).reshape(-1, 1, 1)
-        self.leaves = [(start.detach() * self._spread).requires_grad_()]
+        self.leaves = [(start.detach() * self._spread).contiguous().requires_grad_()]  # as L-BFGS asks for
 
     def centred(self) -> Tensor:
         """Return the pixels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError, LayerError, OptionError
+from ..models import Layer
 from ..models import layers as described
 from ..ops import gram_matrix
 from .features import by_size, features
@@ -32,27 +33,59 @@ def style_layers(model: nn.Module, picture: Tensor, named: Sequence[str] = ()) -
         LayerError: a layer that was named sees more than the picture or was named twice, or no layer sees so little.
     """
     called = described(model, picture)
-    # A name alone is the module's last call.
-    fields = {name: layer.receptive_field for layer in called for name in (layer.name, layer.name.partition("#")[0])}
-    size = (picture.shape[2], picture.shape[3])
-
-    def fits(name: str) -> bool:
-        field = fields[name]
-        return field is not None and field.size[0] <= size[0] and field.size[1] <= size[1]
-
-    twice = next((name for name in named if list(named).count(name) > 1), None)
+    known = _by_name(called)
+    full = [known[name].name if name in known else name for name in named]
+    twice = next((name for name, whole in zip(named, full, strict=True) if full.count(whole) > 1), None)
     if twice is not None:
         raise LayerError(f"style layer '{twice}' is named twice; give it more weight instead")
-    wanted = list(named) or [group[0].name for group in by_size(called)[:_SIZES]]
-    unfit = [name for name in wanted if name in fields and not fits(name)]
-    if unfit and (named or len(unfit) == len(wanted)):
-        field = fields[unfit[0]]
+    wanted = tuple(named) or tuple(group[0].name for group in by_size(called)[:_SIZES])
+    return _fitting(wanted, known, picture, every=bool(named))
+
+
+def shares_that_fit(model: nn.Module, picture: Tensor, shares: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return of style layers with their weights those whose units see no more than a picture, (1, C, H, W).
+
+    Raises:
+        LayerError: none of those with a weight does.
+    """
+    known = _by_name(described(model, picture))
+    kept = _fitting([name for name, weight in shares if weight], known, picture)
+    return [(name, weight) for name, weight in shares if name in kept]
+
+
+def _by_name(called: Sequence[Layer]) -> dict[str, Layer]:
+    """Return layers by each of the names that they can be given."""
+    known: dict[str, Layer] = {}
+    for layer in called:
+        module, _, call = layer.name.partition("#")
+        # A name alone is the module's last call.
+        known |= dict.fromkeys((layer.name, module, f"{module}#{call or 0}"), layer)
+    return known
+
+
+def _fitting(
+    names: Sequence[str], known: Mapping[str, Layer], picture: Tensor, *, every: bool = False
+) -> tuple[str, ...]:
+    """Return the layers whose units see no more than the picture.
+
+    Raises:
+        LayerError: one does not where every one is wanted, or none does.
+    """
+    size = picture.shape[2:]
+
+    def fits(name: str) -> bool:
+        field = known[name].receptive_field
+        return field is not None and field.size[0] <= size[0] and field.size[1] <= size[1]
+
+    unfit = [name for name in names if name in known and not fits(name)]
+    if unfit and (every or len(unfit) == len(names)):
+        field = known[unfit[0]].receptive_field
         sees = f"{field.size[0]} x {field.size[1]} pixels" if field else "the whole picture"
         raise LayerError(
             f"layer '{unfit[0]}' sees {sees}, more than the style image of {size[0]} x {size[1]}; give a larger image, "
             "or layers that see less (cnnviz layers shows receptive fields)"
         )
-    return tuple(name for name in wanted if name not in unfit)
+    return tuple(name for name in names if name not in unfit)
 
 
 def layer_shares(layers: Sequence[str], weights: Sequence[float] = ()) -> list[tuple[str, float]]:
@@ -254,8 +287,9 @@ class StyleLoss:
             with torch.enable_grad():
                 part = x.detach().requires_grad_()
                 seen = zip(self.statistics(part, number, piece), counts, pulls, strict=True)
-                pulled = [(mean * pull).sum() * (count / total) for (mean, count), total, pull in seen]
-                slope += torch.autograd.grad(torch.stack(pulled).sum(), part)[0]
+                pulled = [(mean * pull).sum() * (count / total) for (mean, count), total, pull in seen if count]
+                if pulled:
+                    slope += torch.autograd.grad(torch.stack(pulled).sum(), part)[0]
         return losses.detach(), slope
 
     def _maps(self, x: Tensor, piece: Piece, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -307,7 +341,7 @@ class Piece:
         return x[..., self.outer[0], self.outer[1]]
 
     def core(self, maps: Tensor) -> Tensor:
-        """Return of maps of the part with its margin those of the part alone."""
+        """Return of maps of the part with its margin those of the part alone; none where no place lies in it."""
         if self.inner == self.outer:
             return maps
         places = []
@@ -333,17 +367,17 @@ def _mean(value: Tensor, maps: Tensor) -> _Mean:
 
 
 def _together(pieces: Sequence[Sequence[_Mean]]) -> tuple[list[Tensor], list[int]]:
-    """Return the means over all pieces, and over how many places."""
+    """Return the means over all pieces, and over how many places; a mean over none is left out."""
     counts = [sum(count for _, count in parts) for parts in zip(*pieces, strict=True)]
     means = [
-        torch.stack([value * (count / total) for value, count in parts]).sum(0)
+        torch.stack([value * (count / total) for value, count in parts if count]).sum(0)
         for parts, total in zip(zip(*pieces, strict=True), counts, strict=True)
     ]
     return means, counts
 
 
 def _masked(maps: Tensor, mask: Tensor | None, piece: Piece) -> Tensor:
-    if mask is None:
+    if mask is None or not maps.numel():
         return maps
     # Gatys 2017, "Controlling Perceptual Factors", equation 4: features times a mask of mean square 1.
     here = mask[..., piece.inner[0], piece.inner[1]].to(maps)

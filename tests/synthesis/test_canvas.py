@@ -90,3 +90,10 @@ def test_batches_are_treated_alike() -> None:
         together = transform(x, torch.Generator().manual_seed(1))
         alone = torch.cat([transform(row[None], torch.Generator().manual_seed(1)) for row in x])
         assert torch.equal(together, alone)
+
+
+def test_pixels_lie_in_memory_as_lbfgs_wants_them() -> None:
+    wanted = UNITS.normalise(pictures(5, 6)).to(memory_format=torch.channels_last)
+    (leaf,) = Pixels(wanted, UNITS).leaves
+    assert leaf.is_contiguous()
+    assert torch.equal(leaf, Pixels(wanted.contiguous(), UNITS).leaves[0])

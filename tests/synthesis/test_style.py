@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import cnnviz
 from cnnviz import InputError, LayerError
 from cnnviz.models import know_calls, survey
-from cnnviz.synthesis import LEAST_TILE, Style, StyleLoss, by_size, features, style_layers
+from cnnviz.synthesis import LEAST_TILE, Style, StyleLoss, by_size, features, shares_that_fit, style_layers
 from cnnviz.synthesis.style import Piece
 from cnnviz.testing import SmallNet
 from tests.reference import synthesis as twin
@@ -191,3 +191,37 @@ def test_pieces_fit_the_memory_or_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert max(seen) <= fitted[-1] < 320
     with pytest.raises(InputError, match="a piece of 160 x 160 pixels does not fit the memory budget"):
         cnnviz.explain(net, x, "texture-gram", layer="conv2", steps=1, memory="6MiB")
+
+
+@pytest.mark.parametrize("size", [(193, 60), (258, 195), (194, 194)])
+def test_a_last_piece_too_small_for_a_place_adds_nothing(size: tuple[int, int]) -> None:
+    net, x, content = network(), picture(*size), picture(*size, seed=1)
+    mask = torch.ones(1, 1, *size, dtype=torch.float64)
+    style, shares = Style.of(net, SEEN[1:], picture(40, 40, 2), mask), [(name, 1.0) for name in SEEN[1:]]
+    values, slopes = [], []
+    for tile in (None, 192):
+        y = x.clone().requires_grad_()
+        loss = StyleLoss(net, [(1.0, style)], shares, picture=content, content_layers=[("7", 1.0)], tile=tile)
+        values.append(loss(y))
+        slopes.append(torch.autograd.grad(values[-1].sum(), y)[0])
+    assert min(piece.inner[0].stop - piece.inner[0].start for piece in Piece.all(size, 192)) < 4
+    torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=0, atol=1e-9 * float(slopes[0].abs().max()))
+    for whole, pieced in zip(Style.of(net, SEEN, x).grams, Style.of(net, SEEN, x, tile=192).grams, strict=True):
+        torch.testing.assert_close(pieced, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_is_named_once_by_whatever_name() -> None:
+    net = network().float()
+    with pytest.raises(LayerError, match="style layer '1' is named twice"):
+        style_layers(net, torch.zeros(1, 3, 64, 64), ("1", "1#0"))
+    with pytest.raises(LayerError, match="layer '7#0' sees 18 x 18 pixels"):
+        style_layers(net, torch.zeros(1, 3, 10, 64), ("7#0",))
+
+
+def test_layers_that_see_too_much_go_with_their_weights() -> None:
+    net, shares = network().float(), [("1", 1.0), ("4", 0.0), ("7", 3.0)]
+    assert shares_that_fit(net, torch.zeros(1, 3, 64, 64), shares) == [("1", 1.0), ("7", 3.0)]
+    assert shares_that_fit(net, torch.zeros(1, 3, 10, 64), shares) == [("1", 1.0)]
+    with pytest.raises(LayerError, match="layer '7' sees 18 x 18 pixels"):
+        shares_that_fit(net, torch.zeros(1, 3, 10, 64), shares[1:])

@@ -23,6 +23,19 @@ def net() -> SmallNet:
     return SmallNet().eval()
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, float]]]:
+    """Return where the style layers of each loss that is made will be."""
+    seen: list[list[tuple[str, float]]] = []
+    plain = StyleLoss.__init__
+
+    def noting(loss: StyleLoss, model: Any, styles: Any, shares: Any, **given: Any) -> None:
+        seen.append(list(shares))
+        plain(loss, model, styles, shares, **given)
+
+    monkeypatch.setattr(StyleLoss, "__init__", noting)
+    return seen
+
+
 def picture(seed: int, *size: int) -> Tensor:
     """Large blobs of colour."""
     small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
@@ -183,6 +196,8 @@ def test_paths_and_folders_are_styles(net: SmallNet, tmp_path: Path) -> None:
         ({"styles": torch.rand(3, 4, 4), "style_scale": 0.125}, cnnviz.LayerError, "the style image of 4 x 4"),
         ({"styles": "nowhere.png"}, cnnviz.OptionError, "'styles'.*does not exist"),
         ({"styles": ()}, cnnviz.OptionError, "'styles'"),
+        ({"styles": torch.full((3, 8, 8), torch.nan)}, cnnviz.InputError, "'styles'.*values that are not finite"),
+        ({"masks": (torch.full((1, 8, 8), torch.inf),)}, cnnviz.InputError, "'masks'.*values that are not finite"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_told(net: SmallNet, options: dict[str, Any], error: Any, told: str) -> None:
@@ -200,3 +215,21 @@ def test_the_pictures_own_colours_are_not_mixed_with_others(net: SmallNet) -> No
 
     assert bool(inside.any())
     torch.testing.assert_close(chroma(made), chroma(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimiser", ["lbfgs", "adam"])
+def test_channels_last_paints_the_same(net: SmallNet, optimiser: str) -> None:
+    x, given = picture(1), {"optimiser": optimiser, "step_size": 1.0 if optimiser == "lbfgs" else 0.02, "steps": 3}
+    made = paint(net, x.to(memory_format=torch.channels_last), rough(2), **given)
+    torch.testing.assert_close(made.images, paint(net, x, rough(2), **given).images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 2.0, 3.0)])
+def test_style_layers_are_those_of_the_full_size(
+    net: SmallNet, weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a style image of 8 pixels conv3 sees too much, and goes with its weight."""
+    seen, names = noted(monkeypatch), ("conv1", "conv2", "conv3")
+    paint(net, picture(1), rough(2), steps=1, levels=3, style_layers=names, style_layer_weights=weights)
+    shares = list(zip(names, weights or (1.0,) * 3, strict=True))
+    assert seen == [shares[:2], shares, shares]

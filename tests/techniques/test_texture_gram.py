@@ -110,3 +110,9 @@ def test_a_network_without_maps_is_told() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
     with pytest.raises(cnnviz.LayerError, match=r"no layer .* returns maps"):
         texture(flat, stripes(8, 8))
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan"), 1e308])
+def test_weights_without_bounds_are_refused(net: SmallNet, weight: float) -> None:
+    with pytest.raises(cnnviz.OptionError, match=r"'layer_weights'.*expected numbers from 0 to 1000000"):
+        texture(net, stripes(), layer=["conv1", "conv2"], layer_weights=(weight, 1.0))

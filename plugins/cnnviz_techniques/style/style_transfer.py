@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -28,6 +29,7 @@ from cnnviz.synthesis import (
     fitting,
     last_size_but_one,
     layer_shares,
+    shares_that_fit,
     style_layers,
     synthesise,
     total_variation,
@@ -42,7 +44,10 @@ _NOISE = 0.2  # standard deviation in [0, 1]
 class StyleTransferOptions(Optimised):
     """Options of `style-transfer`."""
 
-    styles: ImagesOption = Field(min_length=1, description="one style image, or several, which are mixed")
+    styles: ImagesOption = Field(
+        min_length=1,
+        description="one style image, or several, which are mixed; a tensor is in the units of the network's input",
+    )
     style_weights: tuple[_Weight, ...] = Field((), description="weight of each style image; all alike by default")
     style_scale: float = Field(
         1.0, gt=0, le=8, description="longer side of the style images, of the picture's: how large strokes are"
@@ -66,7 +71,13 @@ class StyleTransferOptions(Optimised):
         description="the style's; the picture's own, painted over in grey; or the style's, made like the picture's",
     )
     size: int | None = Field(None, ge=32, le=16384, description="longer side in pixels; the picture's own by default")
-    levels: int = Field(1, ge=1, le=6, description="at how many sizes to paint, each twice the one before")
+    levels: int = Field(
+        1,
+        ge=1,
+        le=6,
+        description="at how many sizes to paint, each twice the one before; style layers that see more than a small "
+        "style image are left out there",
+    )
     total_variation: _Weight = Field(0.0, description="weight of neighbours' differences")
     dream_weight: _Weight = Field(0.0, description="weight of exciting layers, as deep-dream does")
     dream_layers: tuple[str, ...] = Field((), description="layers to excite; the content layers by default")
@@ -93,6 +104,7 @@ def style_transfer(request: Request, options: StyleTransferOptions) -> Gallery:
 def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, number: int) -> tuple[Tensor, Tensor, str]:
     normalisation, whole = request.normalisation, request.normalisation.inverse(sample.float())
     longer = options.size or max(whole.shape[2:])
+    shares = _shares(request, options, longer)
     painting: Tensor | None = None
     told: list[Tensor] = []
     for level in range(options.levels):
@@ -108,7 +120,7 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
             draws = torch.Generator().manual_seed(request.generator.initial_seed())  # the same for every picture
             noise = 0.5 + _NOISE * torch.randn(picture.shape, generator=draws, dtype=torch.float32, device="cpu")
             begin = normalisation.normalise(noise.to(content))
-        loss = _loss(request, options, request.laid_out(content.to(sample.dtype)), shown)
+        loss = _loss(request, options, request.laid_out(content.to(sample.dtype)), shown, shares)
         share = ((number + (level + k) / options.levels) / len(request.inputs) for k in (0, 1))
         inputs, history = synthesise(
             request,
@@ -133,22 +145,34 @@ def _paint(request: Request, options: StyleTransferOptions, sample: Tensor, numb
     return painting, torch.cat(told, 1), caption
 
 
-def _loss(request: Request, options: StyleTransferOptions, content: Tensor, shown: Tensor) -> StyleLoss:
+def _shares(request: Request, options: StyleTransferOptions, longer: int) -> list[tuple[str, float]]:
+    """Return style layers with their weights, as they are at the full size."""
+    sized = [(_size(image.size, longer * options.style_scale), image) for image in options.styles]
+    size, image = min(sized, key=lambda each: min(each[0]))
+    names = style_layers(request.model, request.image(image, whole=True, size=size), options.style_layers)
+    return layer_shares(names, options.style_layer_weights)
+
+
+def _size(size: Sequence[int], longer: float) -> list[int]:
+    """Return the height and width of a picture whose longer side is made so long."""
+    return [max(1, round(side * max(1, round(longer)) / max(size))) for side in size]
+
+
+def _loss(
+    request: Request, options: StyleTransferOptions, content: Tensor, shown: Tensor, shares: list[tuple[str, float]]
+) -> StyleLoss:
     """Return the loss at one size."""
     count = len(options.styles)
-    longer = max(1, round(max(content.shape[2:]) * options.style_scale))
     pictures = []
     for image in options.styles:
         picture = request.normalisation.inverse(request.image(image, whole=True).float())
-        picture = render.resize(
-            picture, [max(1, round(side * longer / max(picture.shape[2:]))) for side in picture.shape[2:]]
-        )
+        picture = render.resize(picture, _size(picture.shape[2:], max(content.shape[2:]) * options.style_scale))
         picture = {"style": picture, "luminance": luminance(picture)}.get(options.colours, picture)
         pictures.append(matched(picture, shown) if options.colours == "matched" else picture)
     inputs = [request.normalisation.normalise(picture).to(content.dtype) for picture in pictures]
     smallest = min(inputs, key=lambda picture: min(picture.shape[2:]))
-    names = style_layers(request.model, smallest, options.style_layers)
-    shares = layer_shares(names, options.style_layer_weights)
+    shares = shares_that_fit(request.model, smallest, shares)
+    names = [name for name, _ in shares]
     masks = [_mask(image, content) for image in options.masks] or [None] * count
     weights = options.style_weights or (1.0,) * count
     styles = [
@@ -191,6 +215,9 @@ def _check(options: StyleTransferOptions) -> None:
         raise OptionError(f"option 'style_weights': {told}")
     if options.masks and len(options.masks) != count:
         raise OptionError(f"option 'masks': got {len(options.masks)}, expected {count}, one for each style image")
+    for name, images in (("styles", options.styles), ("masks", options.masks)):
+        if not all(bool(image.values.isfinite().all()) for image in images):
+            raise InputError(f"option '{name}': got a tensor with values that are not finite; give one without them")
     if not options.content_weight and not options.style_weight:
         raise OptionError("options 'content_weight' and 'style_weight' are both 0; give one of them a weight")
 

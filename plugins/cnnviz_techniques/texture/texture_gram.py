@@ -22,7 +22,7 @@ class TextureGramOptions(Optimised):
     size: Pair | None = Field(None, description="height and width in pixels; the sample's by default")
     seamless: bool = Field(False, description="make opposite sides fit each other, so that it can be tiled; wants Adam")
     by_layer: bool = Field(False, description="one texture by the first layer, one by the first two, and so on")
-    layer_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    layer_weights: tuple[Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)], ...] = Field(
         (), description="weight of each layer; all alike by default"
     )
     tile: int = Field(512, ge=192, le=8192, description="longest side of the pieces that larger textures are seen in")
