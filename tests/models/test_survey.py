@@ -721,3 +721,16 @@ def test_a_second_name_of_a_shared_module_stands_for_the_first() -> None:
     assert survey(net, x).resolve("alias") == "conv"
     first, second = (cnnviz.explain(net, x, "grad-cam", target=0, layer=name) for name in ("conv", "alias"))
     assert first.values.equal(second.values)
+
+
+def test_inference_mode_hides_nothing() -> None:
+    """In place, where the type of the numbers decides: once without values, once with."""
+    plain = Net().eval()
+    valued = Function(lambda net, x: net.conv(x) if float(x.sum()) >= 0 else x, conv=nn.Conv2d(3, 4, 3)).eval()
+    for net in (plain, valued):
+        expected = survey(net, torch.zeros(1, 3, 16, 16), fields=True)
+        with torch.inference_mode():
+            found = survey(net, torch.zeros(1, 3, 16, 16), fields=True)
+            listed = layers(net, torch.zeros(1, 3, 16, 16))
+        assert found == expected
+        assert listed == list(expected.layers)
