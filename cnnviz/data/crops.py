@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import CnnvizError, InputError
 from ..render import to_tensor
+from .dataset import for_good
 from .images import open_image
 
 _AHEAD = 2  # crops that are made ready for each thread
@@ -56,6 +57,7 @@ class Crops:
 
         Raises:
             InputError: no file can be read.
+            CnnvizError: one cannot be read for now; trying again may help.
         """
         draws = torch.Generator().manual_seed(_mixed(self.seed, n))
         count = len(self.paths)
@@ -67,6 +69,11 @@ class Crops:
             try:
                 return Crop(self._cut(open_image(path), draws), left_out)
             except InputError as error:
+                why = error.__cause__
+                # The system's errors have numbers, those of decoders have none.
+                if isinstance(why, OSError) and why.errno is not None and not for_good(why):
+                    told = f"image '{path}' cannot be read for now: {why!r}"
+                    raise CnnvizError(f"{told}; start again when it can, what was done is kept") from error
                 left_out[path] = str(error)
         raise InputError(f"none of {count} images can be read; {next(iter(left_out.values()))}")
 
@@ -83,7 +90,7 @@ class Crops:
         """Yield batches `start` to `stop` - 1 of `count` crops each, and what was left out; decoded ahead by threads.
 
         Raises:
-            InputError: as above.
+            CnnvizError: as above.
         """
         with ThreadPoolExecutor(threads, "cnnviz-decoder") as pool:
 

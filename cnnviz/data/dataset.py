@@ -58,7 +58,7 @@ class Item:
         except ImportError as error:  # the package of a protocol
             raise CnnvizError(f"image '{self.id}' cannot be read: {error}; install what reads {self.place}") from error
         except Exception as error:  # a disk or network that fails, in whatever way a protocol tells it
-            if _for_good(error):
+            if for_good(error):
                 raise InputError(f"image '{self.id}' cannot be read: {error}") from error
             raise CnnvizError(
                 f"image '{self.id}' cannot be read for now: {error!r}; start again when it can, what was done is kept"
@@ -69,7 +69,7 @@ _NO_FILE: Final = frozenset((errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, err
 _LATER: Final = frozenset((408, 425, 429))  # of HTTP: a time-out, too early, too many requests
 
 
-def _for_good(error: Exception) -> bool:
+def for_good(error: Exception) -> bool:
     """Whether reading a file again would fail again: it is none, or none that may be read."""
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)):
         return True

@@ -67,7 +67,7 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
     """
     endings = image_endings()
     found: list[Path] = []
-    for place in map(Path, places):
+    for place in (Path(place).expanduser() for place in places):
         if not place.is_dir():
             if not place.exists():
                 raise InputError(f"image '{place}' does not exist; give the path of an image file")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
-from cnnviz import InputError
+from cnnviz import CnnvizError, InputError
 from cnnviz.data.crops import Crops
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
@@ -90,3 +92,22 @@ def test_nothing_to_be_read_is_an_error(tmp_path: Path) -> None:
     crops = Crops(sorted(tmp_path.iterdir()), 16, seed=0)
     with pytest.raises(InputError, match=r"none of 3 images can be read; image '"):
         next(crops.batches(2, 0, 4, threads=2))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_cannot_be_read_for_now_stops(paths: list[Path], ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails when the file is opened, or when its pixels are read."""
+    read = ImageFile.ImageFile.load if ends else Path.open
+
+    def failing(source: Any, *given: str) -> object:
+        place = source if isinstance(source, Path) else getattr(source.fp, "name", "")
+        if Path(place).name == "2.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(source, *given)
+
+    monkeypatch.setattr(*(ImageFile.ImageFile, "load") if ends else (Path, "open"), failing)
+    crops = Crops(paths, 16, seed=0)
+    with pytest.raises(CnnvizError, match=r"2\.png' cannot be read for now: .*Input/output") as caught:
+        [crops(n) for n in range(4)]
+    assert not isinstance(caught.value, InputError)
+    assert seen(Crops(paths[:2], 16, seed=0), 0) in COLOURS

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from cnnviz import InputError
-from cnnviz.data import MAX_PIXELS, demo_picture, open_image
+from cnnviz.data import MAX_PIXELS, demo_picture, find_images, open_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 HEIGHT, WIDTH = 6, 9
@@ -381,3 +381,9 @@ def test_photograph_from_a_telephone_is_turned_upright() -> None:
     assert opened.size == (32, 64)
     assert values(opened)[8, 16].tolist() == pytest.approx(BLUE, abs=8)
     assert values(opened)[56, 16].tolist() == pytest.approx(RED, abs=8)
+
+
+def test_a_home_folder_is_found(tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    picture.save(tmp_path / "one.png")
+    assert find_images(["~"]) == find_images(["~/one.png"]) == [tmp_path / "one.png"]
