@@ -100,7 +100,9 @@ def decoded(
         **options,
     )
     try:
-        yield from loader
+        with torch.device("cpu"):  # where the seed of its processes is drawn
+            batches_made = iter(loader)
+        yield from batches_made
     except RuntimeError as error:
         if not re.search("DataLoader worker .* (exited unexpectedly|is killed by signal)", str(error)):
             raise

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
+import torch
 from torch import nn
 
 from ..data import Dataset, open_dataset
 from ..errors import CnnvizError, InputError, LayerError, OptionError
-from ..index import Index, Job, Recipe, begin, read_manifest
+from ..index import Index, Job, Recipe, begin, ids_in, no_maps, read_manifest
 from ..memory import batch_size, parse_memory, ran_out
 from ..models import Model, Survey, find_module, load_model, survey, telling
 from ..request import Progress, unwatched
@@ -52,7 +53,7 @@ def build_index(
         thumbnail: side in pixels of the small pictures that are kept.
         add: add the images that a finished index does not have, by their ids; layers, batches, units and small pictures
             are as the index has them.
-        restart: forget what an interrupted run left whose images were others.
+        restart: forget what an interrupted run left whose images were others, or that was made otherwise.
         engine: "local", or "ray" for a Ray cluster (``pip install 'cnnviz[ray]'``), which this starts if there is none.
         workers: processes that decode images; with Ray, actors that decode and run the network.
         memory: budget for a batch, in bytes or as "2GiB"; 1 GiB by default. On a CPU two batches are looked at at once.
@@ -83,12 +84,14 @@ def build_index(
         raise OptionError(f"engine: got {engine!r}, expected 'local' or 'ray'")
     dataset = images if isinstance(images, Dataset) else open_dataset(images)
     example = loaded.example()
-    with telling(loaded.name, example, hint="; give a preprocessing that crops to the size that it takes"):
+    # Batches do not depend on the precision that the caller computes in.
+    own = torch.autocast(loaded.device.type, enabled=False)
+    with own, telling(loaded.name, example, hint="; give a preprocessing that crops to the size that it takes"):
         known = survey(loaded.module, example)
     if add:
         if layer is not None:
             raise OptionError("layer: images are added with the layers that the index has; leave it out")
-        recipe = _of_more(known, Path(folder).expanduser(), len(dataset))
+        recipe = _of_more(known, Path(folder).expanduser(), dataset)
     else:
         recipe = _recipe(loaded, known, layer, len(dataset), parse_memory(memory), top=top, thumbnail=thumbnail)
     with begin(folder, loaded, dataset, recipe, add=add, restart=restart) as job:
@@ -97,8 +100,7 @@ def build_index(
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            told = f"a batch of {recipe.batch} images does not fit into memory; build another index with less memory="
-            raise CnnvizError(f"{told} (--memory), or on another device") from error
+            raise CnnvizError(job.too_large()) from error
         job.finish()
     return Index(folder)
 
@@ -133,17 +135,20 @@ def _recipe(
     layers = tuple(known.resolve(name) for name in names or (str(known.cam_layer),))
     if len(set(layers)) < len(layers):
         raise LayerError(f"layer: got {', '.join(layers)}; name each once")
+    for one in known.layers:
+        if one.name in layers and (one.shape is None or len(one.shape) not in (1, 3)):
+            raise no_maps(one.name, "no tensor" if one.shape is None else f"({', '.join(map(str, ('N', *one.shape)))})")
     batch = min(batch_size(known, memory, model.device, backward=False), _LARGEST)
     made = Recipe(layers, batch, -(-_LARGEST // batch) * batch, top, thumbnail)
     return replace(made, exact=_exact(known, layers, images))
 
 
-def _of_more(known: Survey, folder: Path, images: int) -> Recipe:
+def _of_more(known: Survey, folder: Path, dataset: Dataset) -> Recipe:
     """Return how images are added to an index: as its own were made, but for what would grow too large."""
     manifest = read_manifest(folder)
     recipe = Recipe.from_json(manifest["recipe"])
-    more = images + sum(told["images"] for told in manifest["parts"])
-    exact = _exact(known, recipe.layers, more)
+    ids = {item.id for item in dataset.items}.union(*ids_in(manifest, folder).values())
+    exact = _exact(known, recipe.layers, len(ids))
     return replace(recipe, exact=tuple(layer for layer in recipe.exact if layer in exact))
 
 

@@ -12,6 +12,7 @@ from ..data.decoding import decoded
 from ..errors import CnnvizError, InputError, reason
 from ..heap import keep_freed_memory
 from ..index import Job, Observer
+from ..memory import ran_out
 from ..models import Model
 from ..request import Progress
 
@@ -36,7 +37,7 @@ class _Actor:
             stream = decoded(self._job.dataset.items, self._job.batches(part), self._prepare, workers=0)
             self._job.write(part, self._observer.observe(stream))
         except Exception as caught:  # noqa: BLE001  # it is raised where all are known
-            error = reason(caught)
+            error = self._job.too_large() if ran_out(caught) else reason(caught)
         return {"part": [part], "error": [error]}
 
 
@@ -64,8 +65,9 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
     started = not ray.is_initialized()
     if started:
         _start(ray)
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
         # One block for each part, before and after the actors, so that a part is one task that can be done again.
         rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         with warnings.catch_warnings():
@@ -93,6 +95,7 @@ def run_ray(job: Job, model: Model, parts: Sequence[int], *, actors: int, progre
     except ray.exceptions.RayError as error:
         raise CnnvizError(f"Ray could not go on ({error}); start again, what was done is kept") from error
     finally:
+        context.enable_progress_bars = bars
         if started:
             ray.shutdown()
 

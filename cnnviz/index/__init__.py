@@ -1,9 +1,9 @@
 """What a network makes of a whole data set, kept in a folder and searched."""
 
-from .build import Job, begin
+from .build import Job, begin, ids_in
 from .database import Database
 from .maps import Principal, lay_out, place, tsne
-from .observe import Observed, Observer, Recipe, features_of, thumbnails
+from .observe import Observed, Observer, Recipe, features_of, no_maps, thumbnails
 from .search import nearest
 from .store import Found, Index, read_manifest, verify
 from .tally import Histogram, Strongest, exact_quantile
@@ -22,8 +22,10 @@ __all__ = [
     "begin",
     "exact_quantile",
     "features_of",
+    "ids_in",
     "lay_out",
     "nearest",
+    "no_maps",
     "place",
     "read_manifest",
     "thumbnails",

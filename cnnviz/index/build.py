@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import threading
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from ..data import Dataset
 from ..errors import InputError, SaveError
+from ..lock import alone
 from ..models import Model
 from ..writing import write_file
 from .observe import Observed, Recipe
@@ -71,6 +71,13 @@ class Job:
         """Write a part, whole or not at all."""
         Part.write(self.path(part), self.owner, self.dataset.items, observed)
 
+    def too_large(self) -> str:
+        """Return what to do where a batch does not fit into memory."""
+        return (
+            f"a batch of {self.recipe.batch} images does not fit into memory; build another index with less memory= "
+            "(--memory), or on another device"
+        )
+
     def finish(self) -> None:
         """Make the parts the index's own: all at once, or none.
 
@@ -84,15 +91,17 @@ class Job:
         kept = [part for part in parts if part.entries]
         before = {told["file"]: told for told in manifest["parts"]}
         told = {part.path.name: _told(part.path, images=len(part.entries)) for part in kept}
-        if whole and told.items() <= before.items() and not manifest["pending"]:
-            return
         left_out = manifest["left_out"] | {name: why for part in parts for name, why in part.left_out.items()}
         for name in (entry.item.id for part in parts for entry in part.entries):
             left_out.pop(name, None)
+        for part in parts:
+            if not part.entries:
+                part.path.unlink()  # so that its images are tried again next time
+        if whole and told.items() <= before.items() and not manifest["pending"] and left_out == manifest["left_out"]:
+            return
         known = before | told
         if not known:
-            for part in parts:
-                part.path.unlink()
+            _write_manifest(self.folder, {**manifest, "pending": None})
             raise InputError(f"none of {len(left_out)} images can be read; {next(iter(left_out.values()))}")
         if whole and not told.keys() & before.keys():
             tallies = read_tensors(self.folder / manifest["summary"]["file"])
@@ -128,7 +137,7 @@ def begin(
         dataset: the images.
         recipe: what is made of them.
         add: add the images that a finished index does not have, by their ids.
-        restart: forget what an interrupted run left that had other images.
+        restart: forget what an interrupted run left that had other images, or was made otherwise.
 
     Yields:
         What is to be done; `Job.finish` ends it.
@@ -137,11 +146,7 @@ def begin(
         SaveError: the folder holds something else, an index of something else, or somebody writes to it.
     """
     place = KIND.check(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"'{place}' cannot be written ({error.strerror}); give another folder") from error
-    with _alone(place):
+    with alone(place / LOCK, "index"):
         exists = (place / MANIFEST).exists()
         if add and not exists:
             raise SaveError(f"'{folder}' holds no index that images could be added to; cnnviz index build makes one")
@@ -149,6 +154,8 @@ def begin(
             _refuse_strays(place)
         mine = about(model)  # which reads all weights
         manifest = read_manifest(place) if exists else _new(mine, recipe)
+        if not add and not manifest["parts"] and (restart or not manifest["pending"]):
+            manifest = _new(mine, recipe)
         _refuse_others(manifest, mine, recipe, place, add=add)
         if add:
             dataset = _to_add(manifest, dataset, place)
@@ -172,18 +179,23 @@ def begin(
 
 def _to_add(manifest: dict[str, Any], dataset: Dataset, folder: Path) -> Dataset:
     """Return the images that an index does not have; or those of the run whose parts were damaged since."""
-    sound = [told["file"] for told in manifest["parts"] if intact(folder, told)]
-    ids = {name: {entry.item.id for entry in Part.open(folder / name).entries} for name in sound}
+    ids = ids_in(manifest, folder)
 
     def without(known: Iterable[set[str]]) -> Dataset:
         there = set().union(*known)
         return replace(dataset, items=tuple(item for item in dataset.items if item.id not in there))
 
-    for run in {told["file"].partition("-")[0] for told in manifest["parts"] if told["file"] not in ids}:
+    for run in sorted({told["file"].partition("-")[0] for told in manifest["parts"] if told["file"] not in ids}):
         again = without(names for name, names in ids.items() if name.partition("-")[0] != run)
         if _owner(manifest, again).startswith(run):
             return again
     return without(ids.values())
+
+
+def ids_in(manifest: dict[str, Any], folder: Path) -> dict[str, set[str]]:
+    """Return the ids of the images in each part of an index; of damaged ones nothing is known."""
+    sound = [told["file"] for told in manifest["parts"] if intact(folder, told)]
+    return {name: {entry.item.id for entry in Part.open(folder / name).entries} for name in sound}
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:
@@ -200,10 +212,14 @@ def _refuse_to_forget(manifest: dict[str, Any], dataset: Dataset, folder: Path, 
         )
 
 
+_OWN: Final = r"[0-9a-f]{12}-([0-9]{6,}|summary)\.safetensors"  # parts and summaries
+_HALF: Final = rf"\.({_OWN}|map-.+\.safetensors|{re.escape(MANIFEST)})-[a-z0-9_]{{8}}"  # what was not written whole
+
+
 def _clear(folder: Path, known: set[str]) -> None:
     """Remove what runs that were killed, or are forgotten, left behind."""
-    for path in (*folder.glob(".*-*"), *folder.glob("*-*.safetensors")):
-        if path.name not in known and not path.name.startswith("map-"):
+    for path in folder.iterdir():
+        if path.name not in known and re.fullmatch(f"{_OWN}|{_HALF}", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
@@ -230,7 +246,8 @@ def _refuse_strays(folder: Path) -> None:
 def _refuse_others(manifest: dict[str, Any], model: dict[str, Any], recipe: Recipe, folder: Path, *, add: bool) -> None:
     refuse_other(manifest["model"], model, f"the index in '{folder}'")
     mine, theirs = recipe.to_json(), manifest["recipe"]
-    other = [name for name in mine if mine[name] != theirs.get(name)]
+    # Which values are kept follows from the number of images, which others are told of.
+    other = [name for name in mine if name != "exact" and mine[name] != theirs.get(name)]
     if other and not add:
         name = other[0]
         raise SaveError(
@@ -280,42 +297,3 @@ def _summed(before: dict[str, Tensor], begin: int, parts: Sequence[Part], recipe
         if strongest is not None and histogram is not None:
             tensors |= dict(zip(names, (strongest.values, strongest.places, *histogram.packed()), strict=True))
     return {**before, **tensors}
-
-
-_writing: set[Path] = set()
-_writing_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep everybody else from writing, by a lock that its holder takes along when it is killed."""
-    busy = SaveError(f"somebody else is writing to the index in '{folder}'; wait for them to end")
-    place = folder.resolve()
-    with _writing_lock:  # of this process; the other lock is for others
-        if place in _writing:
-            raise busy
-        _writing.add(place)
-    try:
-        with _opened(folder / LOCK) as file:
-            # A record lock, which processes that decode do not inherit and so do not keep.
-            with contextlib.suppress(ImportError):  # Windows has none
-                import fcntl
-
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno not in (errno.EACCES, errno.EAGAIN):
-                        told = f"the folder '{folder}' cannot be locked ({error.strerror}); give one on another disk"
-                        raise SaveError(told) from error
-                    raise busy from error
-            yield
-    finally:
-        with _writing_lock:
-            _writing.discard(place)
-
-
-def _opened(path: Path) -> IO[str]:
-    try:
-        return path.open("w")
-    except OSError as error:
-        raise SaveError(f"'{path.parent}' cannot be written ({error.strerror}); give another folder") from error

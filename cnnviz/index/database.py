@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, OptionError, SaveError
-from .search import Metric, check, check_width
+from .search import Metric, check, check_queries
 from .store import Found, Index
 
 _ABOUT: Final = b"cnnviz"
@@ -144,7 +144,7 @@ class Database:
             InputError: the queries have another number of values than the features.
         """
         check(k, metric)
-        check_width(queries, self._table.schema.field("vector").type.list_size)
+        check_queries(queries, self._table.schema.field("vector").type.list_size)
         found = []
         for query, own in zip(queries.float().cpu().numpy(), skip or [None] * len(queries), strict=True):
             asked = self._table.search(query).distance_type(_DISTANCES[metric]).limit(k + 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.decoding import Decoded
 from ..errors import InputError, LayerError
 from ..models import Model, Survey, capture, know_calls, own_randomness, replicate, survey
-from .streams import in_order
+from .streams import in_order, thread_count, threads
 from .tally import Histogram, Strongest
 
 _MERGED: Final = 16  # batches whose strongest units are merged at once
@@ -88,8 +88,12 @@ def flat(maps: Any, layer: str) -> Tensor:
     """
     if isinstance(maps, Tensor) and maps.dim() in (2, 4) and maps.is_floating_point():
         return maps.detach() if maps.dim() == 4 else maps.detach()[:, :, None, None]
-    told = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-    raise LayerError(f"layer '{layer}' returns {told}, expected maps (N, C, h, w) or values (N, C); name another")
+    raise no_maps(layer, str(tuple(maps.shape)) if isinstance(maps, Tensor) else type(maps).__name__)
+
+
+def no_maps(layer: str, told: str) -> LayerError:
+    """Return what is raised where a layer returns what an index cannot keep."""
+    return LayerError(f"layer '{layer}' returns {told}, expected maps (N, C, h, w) or values (N, C); name another")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Observer:
         self.model = model
         self.recipe = recipe
         self._known = known or survey(model.module, model.example())
-        self._streams = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
+        self._pool = threads(2) if model.device.type == "cpu" and thread_count() > 1 else None
         self._idle: SimpleQueue[nn.Module] = SimpleQueue()  # replicas: passes at once may note things on them
 
     def observe(self, batches: Iterable[list[Decoded]], looked_at: Callable[[int], None] = lambda _: None) -> Observed:
@@ -136,7 +140,7 @@ class Observer:
             return self._look(batch, tallies)
 
         # Closed whatever happens, so that nobody goes on looking.
-        with closing(in_order(look, batches, streams=self._streams)) as looks:
+        with closing(in_order(look, batches, streams=2 if self._pool else 1, pool=self._pool)) as looks:
             for one in looks:
                 first = len(observed.numbers)
                 observed.left_out.update({image.number: image.why for image in one.batch if image.picture is None})
@@ -189,7 +193,9 @@ class Observer:
         replica = self._replica()
         drawing = own_randomness(x.device, seed) if self._known.draws else nullcontext()
         try:
-            with torch.no_grad(), drawing, capture(replica, self.recipe.layers) as seen:
+            # Whatever precision the caller computes in, features are the network's own.
+            own = torch.autocast(x.device.type, enabled=False)
+            with torch.no_grad(), own, drawing, capture(replica, self.recipe.layers) as seen:
                 output = replica(x)
         finally:
             self._idle.put(replica)

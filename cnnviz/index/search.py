@@ -90,14 +90,16 @@ def check(k: int, metric: str) -> None:
         raise OptionError(f"k: got {k!r}, expected a whole number of at least 1")
 
 
-def check_width(queries: Tensor, width: int) -> None:
-    """Refuse queries that are not of so many values each.
+def check_queries(queries: Tensor, width: int) -> None:
+    """Refuse queries that are not of so many values each, or not all of them finite.
 
     Raises:
-        InputError: they are (Q, others), or no (Q, D) at all.
+        InputError: they are (Q, others), or no (Q, D) at all, or values are not finite.
     """
     if queries.dim() != 2 or queries.shape[1] != width:
         raise InputError(f"queries: got {tuple(queries.shape)}, expected (Q, {width})")
+    if not bool(torch.isfinite(queries).all()):
+        raise InputError("queries: got values that are not finite, which nothing is near to; leave such queries out")
 
 
 def _rounding(queries: Tensor, longest: float, metric: Metric) -> Tensor:

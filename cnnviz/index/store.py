@@ -21,7 +21,7 @@ from ..models import Model
 from ..writing import Kind
 from .observe import Recipe
 from .part import Entry, Part, intact, read_tensors, sha256
-from .search import Metric, check_width
+from .search import Metric, check_queries
 from .search import nearest as nearest_vectors
 from .tally import Histogram, Strongest, exact_quantile
 
@@ -112,12 +112,22 @@ class Index:
         return (entry for part in self._parts for entry in part.entries)
 
     def entry(self, row: int) -> Entry:
-        """Return where an image is, and its digest."""
+        """Return where an image is, and its digest.
+
+        Raises:
+            InputError: there is no such row.
+        """
         part, inside = self._place(row)
         return self._parts[part].entries[inside]
 
     def _place(self, row: int) -> tuple[int, int]:
-        """Return the part that holds a row, and its number there."""
+        """Return the part that holds a row, and its number there.
+
+        Raises:
+            InputError: there is no such row.
+        """
+        if not 0 <= row < len(self):
+            raise InputError(f"the index has no row {row}; its {len(self)} images are rows 0 to {len(self) - 1}")
         part = bisect_right(self._begins, row) - 1
         return part, row - self._begins[part]
 
@@ -188,8 +198,12 @@ class Index:
     def strongest(self, layer: str | None = None) -> Strongest:
         """Return the units that each channel of a layer was most active in."""
         number = self.number(layer)
-        names = [f"strongest.{number}", f"places.{number}"]
-        return Strongest(*read_tensors(self._summary, names).values())
+        return Strongest(*self._tallies([f"strongest.{number}", f"places.{number}"]).values())
+
+    def _tallies(self, names: Sequence[str]) -> dict[str, Tensor]:
+        if not self._summary.is_file():  # each time that images are added it is another one
+            raise SaveError(f"the index in '{self.folder}' has changed since it was opened; open it again")
+        return read_tensors(self._summary, names)
 
     def threshold(self, q: float, layer: str | None = None) -> Tensor:
         """Return the value, (C,), that a share `q` of a channel's values, over all images and places, do not exceed.
@@ -204,7 +218,7 @@ class Index:
         number = self.number(layer)
         if self.has(f"values.{number}"):
             return exact_quantile(torch.cat(list(self.rows(f"values.{number}")), 1), q)
-        tensors = read_tensors(self._summary, [f"bins.{number}", f"counts.{number}", f"strongest.{number}"])
+        tensors = self._tallies([f"bins.{number}", f"counts.{number}", f"strongest.{number}"])
         histogram = Histogram.none(tensors[f"strongest.{number}"].shape[1])
         histogram.add_packed(tensors[f"bins.{number}"], tensors[f"counts.{number}"])
         return histogram.quantile(q)
@@ -234,7 +248,13 @@ class Index:
         return self.folder / f"map-{method}-{self.number(layer)}{settings}-{seed}.safetensors"
 
     def vectors(self, rows: Sequence[int], layer: str | None = None, *, pixels: bool = False) -> Tensor:
-        """Return what some of the images are compared by: features, (Q, C), or values of thumbnails in [0, 1]."""
+        """Return what some of the images are compared by: features, (Q, C), or values of thumbnails in [0, 1].
+
+        Raises:
+            InputError: there is no such row, or none was named.
+        """
+        if not len(rows):
+            raise InputError("rows: got none, expected those of one image or more")
         name = "thumbnails" if pixels else f"features.{self.number(layer)}"
         inside: dict[int, list[int]] = {}
         for row in dict.fromkeys(rows):
@@ -269,14 +289,14 @@ class Index:
             skip: a row that is left out for each query, -1 for none.
 
         Raises:
-            InputError: the queries have another number of values than the images.
+            InputError: the queries have another number of values than the images, or some that are not finite.
         """
         name = "thumbnails" if pixels else f"features.{self.number(layer)}"
 
         def vectors() -> Iterator[Tensor]:
             return (rows.flatten(1) / 255 if pixels else rows for rows in self.rows(name))
 
-        check_width(queries, next(iter(vectors())).shape[1])
+        check_queries(queries, next(iter(vectors())).shape[1])
         left = None if skip is None else torch.as_tensor(skip, device="cpu")
         return nearest_vectors(queries.cpu(), vectors, k, "euclidean" if pixels else metric, skip=left)
 
@@ -310,7 +330,7 @@ class Index:
         """Return what the network saw of an image.
 
         Raises:
-            InputError: its file is gone, or is another one than was looked at.
+            InputError: there is no such row, or its file is gone or is another one than was looked at.
         """
         entry = self.entry(row)
         raw = entry.item.read()
@@ -320,7 +340,11 @@ class Index:
         return image if model.preprocess is None else model.preprocess.picture(image)
 
     def thumbnail(self, row: int) -> Image.Image:
-        """Return the small picture of an image."""
+        """Return the small picture of an image.
+
+        Raises:
+            InputError: there is no such row.
+        """
         part, inside = self._place(row)
         (small,) = self._parts[part].rows("thumbnails", [inside])
         return Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())

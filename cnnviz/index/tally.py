@@ -5,6 +5,7 @@ Tallies of parts of a data set add up to the tally of the whole, in whatever ord
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,7 @@ _SHIFT: Final = 23 - _MANTISSA
 _STEPS: Final = (_HIGHEST - _LOWEST) << _MANTISSA  # bins of positive values
 _BASE: Final = (127 + _LOWEST) << _MANTISSA
 BINS: Final = 2 * _STEPS + 1
+_SLACK: Final = 1 - 2**-50  # 0.07 · 100 is rounded to more than 7
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Histogram:
 
         Within 1 % of it where its magnitude is between 2⁻¹⁶ and 2¹⁶; smaller ones are 0, larger ones 2¹⁶.
         """
-        rank = (self.counts.sum(1, keepdim=True).double() * q).ceil().clamp(min=1)
-        return _middles()[(self.counts.cumsum(1) < rank).sum(1)]
+        ranks = torch.tensor([_rank(count, q) for count in self.counts.sum(1).tolist()], device="cpu")
+        return _middles()[(self.counts.cumsum(1) < ranks[:, None]).sum(1)]
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Return which bins hold anything, as places in the flattened counts, and how much."""
@@ -109,8 +111,12 @@ class Histogram:
 
 def exact_quantile(values: Tensor, q: float) -> Tensor:
     """Return the smallest value, (C,), that a share `q` of the values (C, n) are no larger than."""
-    rank = max(1, -int(-values.shape[1] * q // 1))
-    return values.kthvalue(rank, dim=1).values
+    return values.kthvalue(_rank(values.shape[1], q), dim=1).values
+
+
+def _rank(count: int, q: float) -> int:
+    """Return which of so many values, from 1 on, a share `q` of them are no larger than."""
+    return max(1, math.ceil(count * q * _SLACK))
 
 
 def _bins(values: Tensor) -> Tensor:

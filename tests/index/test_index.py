@@ -362,3 +362,148 @@ def test_an_image_that_overflows_is_left_out_and_named(tmp_path: Path) -> None:
     first.weight.data.fill_(math.nan)
     with pytest.raises(InputError, match=r"none of 2 images can be read; .*"):
         build_index(model, folder, tmp_path / "none", layer="0", workers=0)
+
+
+def test_images_left_out_are_tried_again_each_time(model: Model, images: Path, tmp_path: Path) -> None:
+    broken = images / "green" / "004.png"
+    broken.write_bytes(b"no picture")
+    index = build_index(model, images, tmp_path / "index", workers=0)
+    for why in ("no image", "is empty"):
+        broken.write_bytes(b"no picture" if why == "no image" else b"")
+        index = build_index(model, images, index.folder, add=True, workers=0)
+        assert why in index.left_out["green/004.png"]
+    Image.new("RGB", (20, 20)).save(broken)
+    index = build_index(model, images, index.folder, add=True, workers=0)
+    assert index.left_out == {}
+    assert index.ids[-1] == "green/004.png"
+    assert len(index) == COUNT
+
+
+def test_images_that_are_there_already_do_not_count_against_exact_quantiles(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnviz.engines.build._EXACT", (COUNT + 1) * 6 * 16 * 16)
+    index = build_index(model, images, tmp_path / "index", layer="1", workers=0)
+    fill(images, 1, first=COUNT)
+    index = build_index(model, images, index.folder, add=True, workers=0)
+    assert index.has("values.0")
+    every = maps_of(model, images, 1).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(index.threshold(0.9), exact_quantile(every, 0.9), rtol=1e-5, atol=1e-6)
+    fill(images, 1, first=COUNT + 1)
+    assert not build_index(model, images, index.folder, add=True, workers=0).has("values.0")
+
+
+def test_how_many_images_there_are_is_no_other_recipe(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are kept of 23 images and not of 24."""
+    monkeypatch.setattr("cnnviz.engines.build._EXACT", COUNT * 6 * 16 * 16)
+    small(monkeypatch)
+    index = build_index(model, images, tmp_path / "index", layer="1", workers=0)
+    with pytest.raises(Stop):
+        build_index(model, images, tmp_path / "cut", layer="1", workers=0, progress=stopping(9))
+    fill(images, 1, first=COUNT)
+    with pytest.raises(SaveError, match="holds an index of other images; add to it"):
+        build_index(model, images, index.folder, layer="1", workers=0)
+    with pytest.raises(SaveError, match="waits for the rest of 23 images"):
+        build_index(model, images, tmp_path / "cut", layer="1", workers=0)
+    made = build_index(model, images, tmp_path / "cut", layer="1", workers=0, restart=True)
+    assert (len(made), made.recipe.exact) == (COUNT + 1, ())
+
+
+def test_nothing_done_is_in_nobodys_way(model: Model, images: Path, tmp_path: Path) -> None:
+    """Where no image could be read, or a run is forgotten, others begin anew."""
+    empty = fill(tmp_path / "empty", 1)
+    next(empty.rglob("*.png")).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of 1 images can be read"):
+        build_index(model, empty, tmp_path / "index", layer="1", workers=0)
+    with pytest.raises(Stop):
+        build_index(model, images, tmp_path / "index", layer="4", workers=0, progress=stopping(0))
+    with pytest.raises(SaveError, match="other layers"):
+        build_index(model, images, tmp_path / "index", layer="1", workers=0)
+    made = build_index(model, images, tmp_path / "index", layer="1", workers=0, restart=True)
+    assert (len(made), made.layers) == (COUNT, ("1",))
+
+
+class Sequences(nn.Module):
+    """Its layers return values of places, and no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.flat, self.both = nn.Conv2d(3, 4, 3), nn.Flatten(2), Twice()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.both(self.flat(self.maps(x)))[0].mean(2)
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+def test_layers_without_maps_are_told_before_anything_is_written(images: Path, tmp_path: Path) -> None:
+    model = load_model(Sequences().eval(), preprocess=Preprocess(resize=16, crop=(16, 16)))
+    for layer, told in (("flat", r"\(N, 4, 196\)"), ("both", "no tensor")):
+        with pytest.raises(LayerError, match=f"layer '{layer}' returns {told}, expected maps"):
+            build_index(model, images, tmp_path / "index", layer=layer, workers=0)
+        assert not (tmp_path / "index").exists()
+    assert build_index(model, images, tmp_path / "index", layer="maps", workers=0).layers == ("maps",)
+
+
+def test_only_its_own_files_are_removed(index: Index, model: Model, images: Path) -> None:
+    others = [index.folder / name for name in ("my-weights.safetensors", "0123456789ab-notes.safetensors")]
+    left = [index.folder / name for name in ("0123456789ab-000000.safetensors", ".index.json-a1b2c3d4")]
+    for path in (*others, *left):
+        path.write_bytes(b"some bytes")
+    (index.folder / ".cnnviz-abc").mkdir()
+    (index.folder / ".index.json-abcdefgh").mkdir()
+    build_index(model, images, index.folder, layer=LAYERS, workers=0, top=3)
+    assert [path.exists() for path in (*others, *left)] == [True, True, False, False]
+    assert (index.folder / ".cnnviz-abc").is_dir()
+
+
+def test_an_index_that_was_opened_before_asks_to_be_opened_again(index: Index, model: Model, images: Path) -> None:
+    before = Index(index.folder)
+    strongest = before.strongest("1").values
+    for number in (COUNT, COUNT + 1):
+        fill(images, 1, first=number)
+        more = build_index(model, images, index.folder, add=True, workers=0)
+    with pytest.raises(SaveError, match="has changed since it was opened; open it again"):
+        before.strongest("1")
+    assert before.features("1").shape[0] == COUNT
+    assert bool((more.strongest("1").values >= strongest).all())
+
+
+def test_rows_and_queries_that_make_no_sense_are_told(index: Index) -> None:
+    for row in (-1, COUNT):
+        for ask in (index.entry, index.thumbnail, lambda row: index.vectors([0, row])):
+            with pytest.raises(InputError, match=f"no row {row}; its 23 images are rows 0 to 22"):
+                ask(row)
+    with pytest.raises(InputError, match="rows: got none"):
+        index.vectors([])
+    with pytest.raises(InputError, match="queries: got values that are not finite"):
+        index.search(torch.full((1, 5), math.nan), 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_callers_precision_and_modes_change_nothing(
+    index: Index, model: Model, images: Path, tmp_path: Path, threads: int
+) -> None:
+    pictures = [model.preprocess.picture(open_image(item.read())) for item in open_dataset(images).items[:5]]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = build_index(model, images, tmp_path / "cast", layer=LAYERS, workers=0, top=3)
+            queries = features_of(model, index.recipe, pictures, index.number("4"))
+        with torch.inference_mode():
+            inside = build_index(model, images, tmp_path / "inside", layer=LAYERS, workers=0, top=3)
+        with torch.device("meta"):
+            elsewhere = build_index(model, images, tmp_path / "elsewhere", layer=LAYERS, workers=1, top=3)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(queries, index.features("4")[:5], rtol=1e-5, atol=1e-6)
+    for made in (cast, inside, elsewhere):
+        assert made.recipe == index.recipe
+        torch.testing.assert_close(made.features("4"), index.features("4"), rtol=1e-5, atol=1e-6)
+        assert torch.equal(made.predictions(), index.predictions())

@@ -10,11 +10,11 @@ from contextlib import closing
 import pytest
 import torch
 
-from cnnviz.index.streams import in_order
+from cnnviz.index.streams import in_order, threads
 
 
 @pytest.fixture
-def threads() -> Iterator[int]:
+def four() -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield 4
@@ -49,14 +49,14 @@ def test_items_are_taken_as_they_are_needed() -> None:
     assert taken == [0, 1, 2]
 
 
-def test_each_stream_computes_with_its_share_and_nobody_else_does(threads: int) -> None:
+def test_each_stream_computes_with_its_share_and_nobody_else_does(four: int) -> None:
     shares = set(in_order(lambda _: torch.get_num_threads(), range(8), streams=2))
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert shares == {threads // 2}
-    assert later == [threads] == [torch.get_num_threads()]
+    assert shares == {four // 2}
+    assert later == [four] == [torch.get_num_threads()]
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -73,3 +73,42 @@ def test_an_error_comes_in_its_turn_and_ends_all(streams: int) -> None:
         with pytest.raises(ValueError, match="the third"):
             next(results)
     assert threading.active_count() == before
+
+
+def test_streams_that_begin_at_once_leave_the_processs_number(four: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins while the first has the number changed."""
+    count, changed = torch.set_num_threads, threading.Event()
+
+    def slowly(number: int) -> None:
+        count(number)
+        if number < four:
+            changed.set()
+            time.sleep(0.1)
+
+    monkeypatch.setattr(torch, "set_num_threads", slowly)
+
+    def begin(shares: list[int]) -> None:
+        shares.extend(in_order(lambda _: torch.get_num_threads(), range(4), streams=2))
+
+    found: list[list[int]] = [[], []]
+    builders = [threading.Thread(target=begin, args=(shares,)) for shares in found]
+    builders[0].start()
+    changed.wait()
+    builders[1].start()
+    for builder in builders:
+        builder.join()
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [[four // 2] * 4] * 2
+    assert later == [four]
+
+
+def test_threads_are_used_again() -> None:
+    pool = threads(2)
+    with closing(in_order(lambda _: 1 / 0, range(9), streams=2, pool=pool)) as results, pytest.raises(ArithmeticError):
+        next(results)
+    seen = [set(in_order(lambda _: threading.get_ident(), range(9), streams=2, pool=pool)) for _ in range(2)]
+    pool.shutdown()
+    assert len(set.union(*seen)) <= 2

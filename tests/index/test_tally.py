@@ -94,3 +94,12 @@ def test_values_of_any_size_are_counted(value: float) -> None:
     found = float(histogram.quantile(0.5))
     assert math.copysign(1, found) == math.copysign(1, value) or found == 0
     assert abs(found) <= 65536
+
+
+@pytest.mark.parametrize(("count", "q", "expected"), [(100, 0.07, 6), (100, 0.5, 49), (12, 5 / 12, 4), (10, 1e-9, 0)])
+def test_rounding_takes_no_quantile_one_rank_further(count: int, q: float, expected: int) -> None:
+    values = torch.arange(float(count))
+    assert int(exact_quantile(values[None], q)) == expected
+    histogram = Histogram.none(1)
+    histogram.add(values[None, None, None])
+    assert float(histogram.quantile(q)) == pytest.approx(expected, rel=0.01)
