@@ -44,12 +44,14 @@ def _run(
 ) -> None:
     loaded = load(model, weights, device)
 
+    folder = out.expanduser()
+
     def kept() -> str:
-        there = (out / CHECKPOINT).exists()
-        return f"the same command goes on from the last step in {out}" if there else "nothing was kept"
+        there = (folder / CHECKPOINT).exists()
+        return f"the same command goes on from the last step in {folder}" if there else "nothing was kept"
 
     with progress("train-style") as bar, keeping(kept):
-        made = train_style(loaded, images, out, seed=seed, memory=memory, progress=bar.step, **options)
+        made = train_style(loaded, images, folder, seed=seed, memory=memory, progress=bar.step, **options)
     network = made.folder / NETWORK
     if json:
         show_json({"network": str(network), "left_out": made.left_out, **made.network.about})

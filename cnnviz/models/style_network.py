@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError, ModelError, SaveError
+from ..errors import InputError, ModelError, OptionError, SaveError
 from ..writing import write_file
 
 _FORMAT: Final = "cnnviz-style-network-1"
@@ -47,8 +47,13 @@ class StyleNetwork(nn.Module):
             styles: name of each style.
             width: channels of the first layer; the middle has four times as many.
             blocks: number of residual blocks.
+
+        Raises:
+            OptionError: there are no styles.
         """
         super().__init__()
+        if not len(styles):
+            raise OptionError("styles: got none, expected the name of one style or more")
         self.styles = tuple(styles)
         self.width = width
         self.about: Mapping[str, Any] = {}
@@ -78,11 +83,17 @@ class StyleNetwork(nn.Module):
             (N, 3, H, W) in [0, 1].
 
         Raises:
-            InputError: no colour pictures of 8 x 8 pixels or more, or a mixture of other numbers of styles or pictures.
+            InputError: no colour pictures of 8 x 8 pixels or more, or of another type than the weights, or a mixture of
+                other numbers of styles or pictures.
         """
         if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point() or x.shape[2] < _LEAST or x.shape[3] < _LEAST:
-            told = f"got {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+            told = f"got {tuple(x.shape)} {_named(x.dtype)}"
             raise InputError(f"{told}, expected float (N, 3, H, W), of {_LEAST} x {_LEAST} pixels or more, in [0, 1]")
+        own = self.painting.weight.dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(
+                f"got {_named(x.dtype)} pictures, expected {_named(own)} as the weights are; give x.to({own})"
+            )
         if not isinstance(mix, Tensor | None):
             raise InputError(f"mix: got {type(mix).__name__}, expected a tensor, (S,) or (N, S)")
         count = len(self.styles)
@@ -91,6 +102,8 @@ class StyleNetwork(nn.Module):
         shares = mix.to(x)[None] if mix.dim() == 1 else mix.to(x)
         if shares.dim() != 2 or shares.shape[1] != count or shares.shape[0] not in (1, x.shape[0]):
             raise InputError(f"mix: got {tuple(mix.shape)}, expected ({count},), or (N, {count}) for N pictures")
+        if not len(shares):
+            shares = shares.new_zeros(1, count)  # of no pictures
         maps = x
         for layer in self.shrinking:
             maps = layer(maps, shares).relu_()
@@ -107,7 +120,7 @@ class StyleNetwork(nn.Module):
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
-                    drawn = torch.empty(module.weight.shape, device="cpu")
+                    drawn = torch.empty(module.weight.shape, dtype=torch.float32, device="cpu")
                     nn.init.kaiming_normal_(drawn, nonlinearity="relu", generator=generator)
                     module.weight.copy_(drawn)
                     if module.bias is not None:
@@ -187,6 +200,10 @@ class StyleNetwork(nn.Module):
         assert program is not None  # it is with dynamo
         program.model.metadata_props["cnnviz"] = json.dumps({"styles": self.styles, "about": dict(self.about)})
         return write_file(path, program.model_proto.SerializeToString())
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Layer(nn.Module):

@@ -56,6 +56,7 @@ def train_style(
         images: image files, or folders of them; those that cannot be read are left out.
         out: folder for the network, ``style.safetensors``, a checkpoint every 15 seconds, ``log.csv`` and samples. A
             training that was interrupted there is continued; on a CPU it ends with the bits that it would have had.
+            One training at a time may write there.
         seed: of the network's first weights and of the crops.
         memory: budget in bytes, or as "2GiB"; 1 GiB by default. A batch that needs more is taken in parts.
         progress: called with steps done and their total; may raise to cancel.
@@ -69,7 +70,9 @@ def train_style(
         InputError: no image can be read, a style image shows nothing, or the loss is no longer finite.
         LayerError: a layer that does not exist, or that cannot be matched.
         ModelError: a model without maps, or that takes no colour pictures.
-        SaveError: the folder holds something else, another training, or a network whose checkpoint is gone.
+        SaveError: the folder holds something else, another training or one that is more steps on, or a network whose
+            checkpoint is gone; or somebody else trains there.
+        CnnvizError: an image cannot be read for now; start again when it can.
     """
     wanted = make_options("train-style", StyleTraining, options)
     assert isinstance(wanted, StyleTraining)
@@ -77,7 +80,9 @@ def train_style(
     paths = find_images([images] if isinstance(images, (str, Path)) else images)
     folder, seed = FOLDER.check(out), check_seed(seed)
     lender = Lender(described.module)
-    with torch.inference_mode(False), torch.enable_grad(), lender.borrow() as replica:
+    # The precision is that of the options.
+    own = torch.autocast(described.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), own, lender.borrow() as replica:
         ready = replace(described, module=replica)
         training = Training(ready, lender, paths, folder, wanted, seed, parse_memory(memory))
         if training.emulated:

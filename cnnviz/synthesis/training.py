@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -17,7 +19,8 @@ from torch.nn import functional
 
 from .. import render
 from ..data.crops import Crops
-from ..errors import InputError, ModelError, OptionError, SaveError
+from ..errors import CnnvizError, InputError, ModelError, OptionError, SaveError
+from ..lock import alone
 from ..memory import Batches, batch_size
 from ..models import Lender, Model, know_calls, survey, telling
 from ..models.style_network import StyleNetwork
@@ -36,7 +39,8 @@ NETWORK: Final = "style.safetensors"
 CHECKPOINT: Final = "checkpoint.safetensors"
 LOG: Final = "log.csv"
 SAMPLES: Final = "samples"
-FOLDER: Final = Kind("a training of styles", (NETWORK, CHECKPOINT, LOG, SAMPLES))
+LOCK: Final = "training.lock"
+FOLDER: Final = Kind("a training of styles", (NETWORK, CHECKPOINT, LOG, SAMPLES, LOCK))
 _SAMPLES = 3
 _SAMPLE_SIDE = 512
 _TILE = 256
@@ -46,7 +50,10 @@ _LEAST = 8  # pixels, for a style network
 class StyleTraining(Options):
     """How a style network is trained."""
 
-    styles: ImagesOption = Field(min_length=1, description="style images, one for each style that the network learns")
+    styles: ImagesOption = Field(
+        min_length=1,
+        description="style images, one for each style that the network learns; a tensor's values are in [0, 1]",
+    )
     style_size: int = Field(256, ge=32, le=4096, description="longer side of the style images: how large strokes are")
     content_weight: _Weight = Field(1.0, description="weight of what pictures show")
     style_weight: _Weight = Field(3.0, description="weight of how they are painted")
@@ -68,7 +75,9 @@ class StyleTraining(Options):
         "auto", description="of the arithmetic; auto is bfloat16 on a GPU that has it, and float32 on a CPU"
     )
     samples: ImagesOption = Field(
-        (), description="pictures that are painted now and then; three of the images by default"
+        (),
+        description="pictures that are painted now and then; three of the images by default; a tensor's values are in "
+        "[0, 1]",
     )
     sample_every: int = Field(500, ge=1, description="after how many steps")
     log_every: int = Field(10, ge=1, description="steps in a line of the log, which is their mean")
@@ -99,16 +108,15 @@ class Training:
         self.names = _names(options.styles)
         self.pictures = [_sized(image, options.style_size, "styles").to(self.device) for image in options.styles]
         self.layers, self.styles = self._wanted()
-        example = self.units.normalise(torch.zeros(1, 3, options.size, options.size, device="cpu")).to(
-            self.device, model.dtype
-        )
+        blank = torch.zeros(1, 3, options.size, options.size, dtype=torch.float32, device="cpu")
+        example = self.units.normalise(blank).to(self.device, model.dtype)
         with telling(model.name, example):
             known = lender.survey(example)
         know_calls(model.module, known.counts if known.fixed else {})
         # For VGG-16 it is relu3_3, as in Johnson 2016.
         self.kept = options.content_layers or (by_size(known.layers)[-3:][0][-1].name,)
         with torch.device("meta"):
-            self.network = StyleNetwork(self.names, width=options.width, blocks=options.blocks)
+            self.network = StyleNetwork(self.names, width=options.width, blocks=options.blocks).float()
         self.network.to_empty(device=self.device)
         self.network.initialise(torch.Generator().manual_seed(seed))
         own = survey(self.network, example.float())
@@ -118,47 +126,76 @@ class Training:
         self.precision = self._precision()
         self.optimiser = torch.optim.Adam(self.network.parameters(), options.step_size)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.checkpoint = Checkpoint(folder / CHECKPOINT, self._identity(lender, memory))
+        self.identity = self._identity(lender, memory)
         self.done = 0
         self.seconds = 0.0
+        self.since: list[Tensor] = []  # losses that the log does not have yet
         self.left_out: dict[str, str] = {}
 
     def run(self, progress: Progress) -> None:
-        """Take all steps that are left."""
-        options = self.options
+        """Take all steps that are left, and write the network; nobody else may train in the folder meanwhile."""
         samples = self._samples()
+        with alone(self.folder / LOCK, "training"):
+            self.checkpoint = Checkpoint(self.folder / CHECKPOINT, self.identity)
+            self._go_on()
+            if self.done < self.options.steps:
+                self._train(samples, progress)
+            elif not self._shown():
+                self._show(samples)
+
+    def _go_on(self) -> None:
+        """Go back to where the checkpoint is, if there is one.
+
+        Raises:
+            SaveError: it is more steps on, or there is a network without one.
+        """
         if (kept := self.checkpoint.state("training")) is not None:
             self._restore(kept)
         elif (self.folder / NETWORK).exists():
             raise SaveError(
                 f"'{self.folder}' holds a trained network and no checkpoint to go on from; give a new folder"
             )
+        if self.done > self.options.steps:
+            raise SaveError(
+                f"the training in '{self.folder}' is {self.done} steps on, expected at most the {self.options.steps} "
+                "asked for; ask for as many, or give another folder"
+            )
+
+    def _shown(self) -> bool:
+        """Whether the network that is written is the one at this step."""
+        try:
+            return StyleNetwork.load(self.folder / NETWORK).about.get("steps") == self.done
+        except ModelError:  # there is none, or a damaged one
+            return False
+
+    def _train(self, samples: list[Tensor], progress: Progress) -> None:
+        options = self.options
         log = _Log(self.folder / LOG, self.done)
-        since: list[Tensor] = []
         batches = self.crops.batches(options.batch, self.done, options.steps, threads=options.threads)
         whole = True  # the state is that after some step
         begun = time.monotonic() - self.seconds
         try:
             for crops, left_out in batches:
                 self.left_out |= {str(path): why for path, why in left_out.items()}
-                since.append(self._losses(crops))
+                told = self._losses(crops)
                 whole = False
                 self.scaler.step(self.optimiser)
                 self.scaler.update()
                 self.done += 1
-                whole = True
+                self.since.append(told)
                 last = self.done == options.steps
                 self.seconds = time.monotonic() - begun
                 if last or self.done % options.log_every == 0:
-                    log.add(self.done, torch.stack(since).mean(0).tolist(), self.seconds)
-                    since.clear()
+                    log.add(self.done, torch.stack(self.since).mean(0).tolist(), self.seconds)
+                    self.since.clear()
+                whole = True
                 if last or self.done % options.sample_every == 0:
                     self._keep(now=True)  # a network that is to be seen can be trained further
                     self._show(samples)
                 advance(self.done, options.steps, progress, self._keep)
-        except KeyboardInterrupt:
-            if whole and self.done:
-                self._keep(now=True)
+        except (KeyboardInterrupt, CnnvizError):
+            if whole:
+                self._keep_sound()
             raise
         finally:
             batches.close()
@@ -200,17 +237,17 @@ class Training:
             parameter.grad = torch.stack(slopes).sum(0) if len(slopes) > 1 else slopes[0]
         told = torch.stack([told for _, told in made]).sum(0).cpu()
         if not bool(torch.isfinite(told).all()):
+            self._keep_sound()
+            where = f"in '{self.folder}'" if self.checkpoint.path.exists() else "of no use"
             raise InputError(
-                f"the loss is {float(told[0])} at step {self.done + 1}; what was trained until then is in "
-                f"'{self.folder}'; begin anew elsewhere with a smaller step_size, or with precision='float32'"
+                f"the loss is {float(told[0])} at step {self.done + 1}; what was trained until then is {where}; begin "
+                "anew elsewhere with a smaller step_size, or with precision='float32'"
             )
         return told
 
     def _show(self, samples: list[Tensor]) -> None:
-        """Write the network as it is, and the sample pictures in each style."""
-        self.network.about = self._about()
-        self.network.save(self.folder / NETWORK)
-        shown = [torch.ones(1, 3, 1, 1, device="cpu"), *self.pictures]
+        """Write the sample pictures in each style, and then the network as it is."""
+        shown = [torch.ones(1, 3, 1, 1, dtype=torch.float32, device="cpu"), *self.pictures]
         mixes = torch.eye(len(self.styles), device=self.device)
         for sample in samples:
             with torch.no_grad(), self._arithmetic():
@@ -219,6 +256,8 @@ class Training:
         file = io.BytesIO()
         render.grid(tiles, columns=1 + len(self.styles), gap=4).save(file, "PNG")
         write_file(self.folder / SAMPLES / f"step-{self.done:07d}.png", file.getvalue())
+        self.network.about = self._about()
+        self.network.save(self.folder / NETWORK)
 
     def _samples(self) -> list[Tensor]:
         """Return the pictures that are painted now and then, (1, 3, h, w) each."""
@@ -293,10 +332,16 @@ class Training:
     def _keep(self, done: bool = False, now: bool = False) -> None:
         self.checkpoint.keep("training", self._state, now=done or now)
 
+    def _keep_sound(self) -> None:
+        """Keep the state at once, where there is any that can be trained further."""
+        if self.done and all(bool(weights.isfinite().all()) for weights in self.network.parameters()):
+            self._keep(now=True)
+
     def _state(self) -> dict[str, Any]:
         return {
             "done": self.done,
             "seconds": self.seconds,
+            "since": self.since,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -308,6 +353,7 @@ class Training:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        self.since = state.get("since", [])  # checkpoints did not always have it
         self.left_out = state["left_out"]
         self.network.about = self._about()
 
@@ -317,7 +363,8 @@ def _names(images: Sequence[ImageOption]) -> list[str]:
     names: list[str] = []
     for number, image in enumerate(images):
         name = image.name or f"style-{number}"
-        names.append(f"{name}-{number}" if name in names else name)
+        others = (f"{name}-{count}" for count in itertools.count(number))
+        names.append(next(free for free in itertools.chain([name], others) if free not in names))
     return names
 
 
@@ -328,6 +375,9 @@ def _sized(image: ImageOption, longer: int, option: str) -> Tensor:
     if picture.shape[1] != 3 or min(size) < _LEAST:
         longest = f"at most {longer // _LEAST} times as long as wide"
         raise InputError(f"option '{option}': got a picture {tuple(picture.shape[1:])}, expected (3, h, w), {longest}")
+    low, high = float(picture.min()), float(picture.max())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"option '{option}': got a tensor with values from {low:g} to {high:g}, expected 0 to 1")
     return render.resize(picture, size).clamp(0, 1)
 
 
@@ -338,11 +388,20 @@ class _Log:
 
     def __init__(self, path: Path, done: int) -> None:
         self._path = path
-        lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
-        # The last one may have been cut off.
-        kept = [line for line in lines if line.count(",") == len(self._COLUMNS) - 1 and line.endswith("\n")]
-        kept = [line for line in kept if int(line.partition(",")[0]) <= done]
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        except OSError as error:
+            raise SaveError(f"'{path}' cannot be read ({error.strerror}); move it away to go on without it") from error
+        kept = [line for line in text.splitlines(keepends=True) if self._step(line) <= done]
         write_file(path, "".join([",".join(self._COLUMNS) + "\n", *kept]))
+
+    def _step(self, line: str) -> float:
+        """Return the step of a line; of one that is damaged, as the last may be that was cut off, infinity."""
+        try:
+            values = [float(value) for value in line.split(",")]
+        except ValueError:
+            return math.inf
+        return values[0] if len(values) == len(self._COLUMNS) and line.endswith("\n") else math.inf
 
     def add(self, step: int, losses: list[float], seconds: float) -> None:
         """Add a line."""

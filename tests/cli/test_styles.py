@@ -190,3 +190,17 @@ def test_an_interrupted_training_goes_on(here: Path) -> None:
     assert json.loads(more.stdout)["steps"] == done + 100
     steps = [int(line.partition(",")[0]) for line in (here / "ramp" / "log.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps)), "no line of the log stands there twice"
+
+
+def test_a_home_folder_is_told_as_it_is(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+
+    def interrupted(*_: object, **__: object) -> None:
+        (here / "ramp").mkdir()
+        (here / "ramp" / "checkpoint.safetensors").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cnnviz.cli.train_style.train_style", interrupted)
+    code, _, err = run("train-style", "frames", "--styles", "ramp.png", *MODEL, *TRAIN, "--out=~/ramp")
+    assert code == 130
+    assert f"the same command goes on from the last step in {here / 'ramp'}" in err

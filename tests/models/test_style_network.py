@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import cnnviz
-from cnnviz import InputError, ModelError, SaveError
+from cnnviz import InputError, ModelError, OptionError, SaveError
 from cnnviz.synthesis import StyleNetwork
 from tests.reference import style_network as twin
 
@@ -171,3 +171,22 @@ def test_onnx_without_its_packages_says_how_to_get_them(tmp_path: Path, monkeypa
     monkeypatch.setattr("cnnviz.models.style_network.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"cnnviz\[onnx\]"):
         network().export_onnx(tmp_path / "waves.onnx")
+
+
+def test_no_pictures_are_painted_as_none() -> None:
+    net, none = network(), picture(16, 16, 2)[:0]
+    for mix in (None, torch.rand(2), torch.rand(1, 2), torch.rand(0, 2)):
+        assert net(none, mix).shape == (0, 3, 16, 16)
+
+
+def test_a_network_without_styles_is_refused() -> None:
+    with pytest.raises(OptionError, match="styles: got none, expected the name of one style or more"):
+        StyleNetwork([])
+
+
+def test_pictures_are_of_the_weights_type() -> None:
+    net = network()
+    with pytest.raises(InputError, match=r"got float32 pictures, expected float64 .*; give x\.to\(torch\.float64\)"):
+        net(picture(16, 16).float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.float()(picture(16, 16).bfloat16()).shape == (1, 3, 16, 16)

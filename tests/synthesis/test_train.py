@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import cnnviz
-from cnnviz import InputError, LayerError, ModelError, OptionError, SaveError
+from cnnviz import CnnvizError, InputError, LayerError, ModelError, OptionError, SaveError
 from cnnviz.memory import Batches
+from cnnviz.options import ImageOption
 from cnnviz.synthesis import StyleNetwork, train_style
+from cnnviz.synthesis.training import Training, _names
 from cnnviz.testing.suite import _equal, _snapshot
 
 QUICK: dict[str, Any] = {
@@ -86,7 +91,7 @@ def test_the_loss_falls_and_all_files_are_there(model: nn.Module, images: Path, 
     )  # fmt: skip
     assert seen == [(k + 1, 60) for k in range(60)]
     assert sorted(path.name for path in made.folder.iterdir()) == [
-        "checkpoint.safetensors", "log.csv", "samples", "style.safetensors",
+        "checkpoint.safetensors", "log.csv", "samples", "style.safetensors", "training.lock",
     ]  # fmt: skip
     told = lines(made.folder)
     assert [row["step"] for row in told] == list(range(2, 61, 2))
@@ -269,6 +274,8 @@ def test_images_that_cannot_be_read_are_left_out(model: nn.Module, images: Path,
         ({"content_layers": ("nowhere",)}, LayerError, "no layer 'nowhere'"),
         ({"content_layers": ("8",)}, LayerError, "before the global pooling"),
         ({"style_size": 32, "style_layers": ("10",)}, LayerError, "sees the whole picture"),
+        ({"styles": torch.full((3, 40, 40), -1.0)}, InputError, "'styles': got a tensor with values from -1 to -1"),
+        ({"samples": torch.full((3, 40, 40), torch.nan)}, InputError, "'samples': got a tensor with values from nan"),
         ({"style_weight": 1e300}, InputError, "the loss is inf at step 1; what was trained"),
     ],
 )
@@ -335,3 +342,168 @@ def test_what_was_trained_is_a_technique(model: nn.Module, images: Path, style: 
     assert painted.tensors()["images"].shape == (1, 3, 44, 50)
     assert painted.captions == ("stripes",)
     assert load_file(made.folder / "style.safetensors").keys() == made.network.state_dict().keys()
+
+
+TINY: dict[str, Any] = {"style_size": 32, "blocks": 0, "width": 2, "batch": 1, "log_every": 1}
+
+
+def stopping(after: int) -> Any:
+    def stop(done: int, total: int) -> None:
+        if done == after:
+            raise InterruptionError
+
+    return stop
+
+
+def weights(out: Path) -> list[torch.Tensor]:
+    return list(StyleNetwork.load(out / "style.safetensors").state_dict().values())
+
+
+def test_a_network_that_was_not_written_is_written_by_the_same_call(
+    model: nn.Module, images: Path, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted between the last checkpoint and the network, which is that of an earlier step then."""
+    out, show = tmp_path / "out", Training._show
+
+    def interrupted(training: Training, samples: Any) -> None:
+        if training.done == 3:
+            raise KeyboardInterrupt
+        show(training, samples)
+
+    monkeypatch.setattr(Training, "_show", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(model, images, style, out, **TINY, steps=3, sample_every=2)
+    assert StyleNetwork.load(out / "style.safetensors").about["steps"] == 2
+    monkeypatch.setattr(Training, "_show", show)
+    made = trained(model, images, style, out, **TINY, steps=3, sample_every=2)
+    assert StyleNetwork.load(out / "style.safetensors").about["steps"] == 3
+    assert (out / "samples" / "step-0000003.png").is_file()
+    (out / "style.safetensors").unlink()
+    trained(model, images, style, out, **TINY, steps=3, sample_every=2)
+    assert all(map(torch.equal, weights(out), made.network.state_dict().values()))
+
+
+def test_fewer_steps_than_were_taken_are_refused(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    trained(model, images, style, tmp_path / "out", **TINY, steps=3)
+    with pytest.raises(SaveError, match="is 3 steps on, expected at most the 2 asked for; ask for as many"):
+        trained(model, images, style, tmp_path / "out", **TINY, steps=2)
+
+
+def test_the_log_of_an_interrupted_training_is_that_of_the_whole(
+    model: nn.Module, images: Path, style: Path, tmp_path: Path
+) -> None:
+    given = {**TINY, "log_every": 4}
+    trained(model, images, style, tmp_path / "whole", **given)
+    for stopped in (2, 5):
+        with pytest.raises(InterruptionError):
+            trained(model, images, style, tmp_path / "parts", **given, progress=stopping(stopped))
+    trained(model, images, style, tmp_path / "parts", **given)
+    plain = [[{**row, "seconds": 0} for row in lines(tmp_path / which)] for which in ("whole", "parts")]
+    assert [row["step"] for row in plain[0]] == [4, 6]
+    assert plain[0] == plain[1]
+
+
+def test_checkpoints_without_losses_are_read(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    """As they were written before the log's were kept."""
+    whole = trained(model, images, style, tmp_path / "whole", **TINY)
+    with pytest.raises(InterruptionError):
+        trained(model, images, style, tmp_path / "out", **TINY, progress=stopping(2))
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    states = json.loads(told["states"])
+    del states["training"]["since"]
+    save_file(tensors, path, {**told, "states": json.dumps(states)})
+    made = trained(model, images, style, tmp_path / "out", **TINY)
+    assert all(map(torch.equal, made.network.state_dict().values(), whole.network.state_dict().values()))
+
+
+def test_a_damaged_log_is_no_obstacle(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    trained(model, images, style, tmp_path / "out", **TINY, steps=2)
+    log = tmp_path / "out" / "log.csv"
+    log.write_bytes(b"\xff\xfe\nx,1,1,1,1,1\n" + log.read_bytes() + b"2,1,y,1,1,1\n")
+    trained(model, images, style, tmp_path / "out", **TINY, steps=3)
+    assert [row["step"] for row in lines(tmp_path / "out")] == [1, 2, 3]
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(SaveError, match=r"log\.csv' cannot be read \(Is a directory\); move it away"):
+        trained(model, images, style, tmp_path / "out", **TINY, steps=4)
+
+
+@pytest.mark.parametrize("failing", ["loss", "disk"])
+def test_what_was_trained_is_kept_where_it_cannot_go_on(
+    failing: str, model: nn.Module, images: Path, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(model, images, style, tmp_path / "whole", **TINY)
+    losses = Training._losses
+
+    def variation(painted: torch.Tensor) -> torch.Tensor:
+        return painted.mean((1, 2, 3)) * torch.nan
+
+    def failed(training: Training, crops: torch.Tensor) -> torch.Tensor:
+        if training.done == 3:
+            if failing == "disk":
+                raise CnnvizError("an image cannot be read for now")
+            monkeypatch.setattr("cnnviz.synthesis.training.total_variation", variation)
+        return losses(training, crops)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_losses", failed)
+        told = "loss is nan at step 4; what was trained until then is in '" if failing == "loss" else "read for now"
+        with pytest.raises(CnnvizError, match=told):
+            trained(model, images, style, tmp_path / "out", **TINY)
+    monkeypatch.undo()
+    seen: list[int] = []
+    made = trained(model, images, style, tmp_path / "out", **TINY, progress=lambda done, total: seen.append(done))
+    assert seen == [4, 5, 6]
+    assert all(map(torch.equal, made.network.state_dict().values(), whole.network.state_dict().values()))
+
+
+def test_a_disk_that_fails_for_the_moment_stops_the_training(
+    model: nn.Module, images: Path, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def failing(path: Path, *given: Any, **named: Any) -> Any:
+        if path == images / "3.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(CnnvizError, match=r"3\.png' cannot be read for now: .*start again when it can"):
+        trained(model, images, style, tmp_path / "out", **TINY)
+
+
+def test_one_trains_in_a_folder_at_a_time(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+
+    def meanwhile(done: int, total: int) -> None:
+        for place in (tmp_path / "out", tmp_path / "link" / "out"):
+            with pytest.raises(SaveError, match="somebody else is writing to the training in '"):
+                trained(model, images, style, place, **TINY, steps=1)
+
+    trained(model, images, style, tmp_path / "out", **TINY, steps=1, progress=meanwhile)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_callers_default_type_and_precision_change_nothing(
+    dtype: torch.dtype, model: nn.Module, images: Path, style: Path, tmp_path: Path
+) -> None:
+    made = trained(model, images, style, tmp_path / "out", **TINY, steps=2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        other = trained(model, images, style, tmp_path / "other", **TINY, steps=2)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = trained(model, images, style, tmp_path / "cast", **TINY, steps=2)
+    for network in (other.network, cast.network):
+        assert all(map(torch.equal, network.state_dict().values(), made.network.state_dict().values()))
+
+
+def test_no_two_styles_get_one_name() -> None:
+    images = [ImageOption(torch.rand(3, 8, 8)) for _ in range(6)]
+    for image, name in zip(images, ("a-2", "a", "a", "", "style-3", "a"), strict=True):
+        image.name = name
+    assert _names(images) == ["a-2", "a", "a-3", "style-3", "style-3-4", "a-5"]
