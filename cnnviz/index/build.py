@@ -250,9 +250,9 @@ def _refuse_others(manifest: dict[str, Any], model: dict[str, Any], recipe: Reci
     other = [name for name in mine if name != "exact" and mine[name] != theirs.get(name)]
     if other and not add:
         name = other[0]
-        raise SaveError(
-            f"'{folder}' holds an index with other {name}: {theirs.get(name)}, got {mine[name]}; give another folder"
-        )
+        told = f"'{folder}' holds an index with other {name}: {theirs.get(name)}, got {mine[name]}; give another folder"
+        forget = "" if manifest["parts"] else ", or forget what was done of it with restart (--restart)"
+        raise SaveError(told + forget)
 
 
 def _owner(manifest: dict[str, Any], dataset: Dataset) -> str:
