@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -44,7 +45,10 @@ class Declared:
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+        function: Any = self.function
+        while isinstance(function, functools.partial) and "__doc__" not in vars(function):
+            function = function.func  # or the docstring were that of `partial`
+        return (inspect.getdoc(function) or "").partition("\n")[0]
 
     @property
     def ready(self) -> bool:

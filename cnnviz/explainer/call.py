@@ -390,7 +390,7 @@ def _joined(tensors: Iterator[Tensor | None]) -> Tensor | None:
 
 
 def _misshapen(result: Explanation, rows: int | None) -> str | None:
-    """Return what is wrong with the shape of a result, which has so many rows if it has one for each sample."""
+    """Return what is wrong with shape or dtype of a result, which has so many rows if it has one for each sample."""
     match result:
         case Heatmap(values=values):
             fits = values.dim() == 4 and 0 not in values.shape[1:] and rows in (None, len(values))
@@ -399,4 +399,6 @@ def _misshapen(result: Explanation, rows: int | None) -> str | None:
             fits, told = values.dim() == 4 and values.shape[1] == 3, "pictures (M, 3, h, w)"
         case _:
             return None
-    return None if fits else f"{targets.describe(values)}, expected {told}"
+    if not fits:
+        return f"{targets.describe(values)}, expected {told}"
+    return None if values.is_floating_point() else f"values of type {values.dtype}, expected floating point"

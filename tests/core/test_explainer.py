@@ -329,6 +329,13 @@ def test_arguments_of_the_wrong_type_are_told(net: nn.Module, x: Tensor, argumen
             r"returned a tensor \(2, 4, 5, 5\), expected pictures \(M, 3, h, w\)",
         ),
         (lambda request: request.inputs[:1], "a row for each sample"),
+        (lambda request: request.inputs > 0, r"returned values of type torch\.bool, expected floating point"),
+        (lambda request: request.inputs.long(), r"returned values of type torch\.int64, expected floating point"),
+        (lambda request: request.inputs * 1j, r"returned values of type torch\.complex\d+, expected floating point"),
+        (
+            lambda request: cnnviz.Gallery(images=torch.ones(2, 3, 5, 5, dtype=torch.uint8)),
+            r"returned values of type torch\.uint8, expected floating point",
+        ),
     ],
 )
 def test_technique_that_returns_something_else_is_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import textwrap
@@ -102,6 +103,17 @@ def nothing(case, options):
 def cnnviz_metrics(register):
     register(cnnviz.Metric("nothing", nothing))
 """
+
+
+def test_what_a_function_with_some_arguments_given_does_is_told_by_the_function() -> None:
+    def scaled(request: cnnviz.Request, options: cnnviz.Options, scale: float) -> None:
+        """Scale the gradient."""
+
+    part = functools.partial(scaled, scale=2.0)
+    assert cnnviz.Technique("scaled", part).summary == "Scale the gradient."
+    assert cnnviz.Technique("scaled", functools.partial(lambda request, options: None)).summary == ""
+    part.__doc__ = "Double the gradient."
+    assert cnnviz.Technique("scaled", functools.partial(part)).summary == "Double the gradient."
 
 
 def test_metrics_are_plugins_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
