@@ -26,8 +26,8 @@ def check_metric(
 
     It checks: documentation, validation of options, the shape of the result, that the same seed gives the same bits,
     that a batch gives what its samples give alone, that 8 threads on one shared model get what each gets alone, that
-    progress can cancel, and that model, inputs and the global random state are as they were after success and after an
-    exception.
+    progress can cancel, and that model, inputs and what is set for the process are as they were after success, after an
+    exception, and after the model failed in the middle.
 
     Args:
         name: a registered metric, or a `Metric`.
@@ -40,14 +40,15 @@ def check_metric(
 
     Raises:
         ConformanceError: a check failed.
+        InputError: fewer than two inputs.
 
     Example:
         >>> check_metric("deletion")[:2]
         ['documentation', 'options']
     """
     metric = name if isinstance(name, Metric) else available()[name]
-    suite = _Suite(metric, model or SmallNet(), random_images() if inputs is None else inputs, options)
-    return suite.check()
+    model = SmallNet() if model is None else model
+    return _Suite(metric, model, random_images() if inputs is None else inputs, options).check()
 
 
 def _gradient(request: Request, options: Options) -> Tensor:  # noqa: ARG001  # every technique takes options
@@ -63,8 +64,8 @@ class _Suite(Suite):
     subject: Metric
     inputs: Tensor
 
-    def prepare(self, model: nn.Module, **options: Any) -> Callable[..., Any]:
-        judge = Judge(model, self.subject, memory=None, **options)
+    def prepare(self, subject: Any, model: nn.Module, /, **options: Any) -> Callable[..., Any]:
+        judge = Judge(model, subject, memory=None, **options)
         explainer = Explainer(model, _EXPLAINED)
 
         def run(inputs: Tensor, seed: int = 0, progress: Any = None) -> Any:
@@ -80,11 +81,13 @@ class _Suite(Suite):
         return all(bool(torch.isclose(x, y, rtol=0, atol=0, equal_nan=True).all()) for x, y in both)
 
     def result(self) -> None:
-        """There is a finite number for each sample, and no graph."""
+        """There is a number for each sample, or NaN where it says nothing about one, and no graph."""
         made = self.run()
         self.require(made.values.shape == (len(self.inputs),), f"values are {tuple(made.values.shape)}, expected (N,)")
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in _numbers(made))
-        self.require(finite, "its result has values that are not finite")
+        endless = any(bool(torch.isinf(tensor).any()) for tensor in _numbers(made))
+        self.require(not endless, "its result has values that are infinite; give NaN where it says nothing")
+        silent = any(bool(torch.isnan(tensor).all()) for tensor in _numbers(made))
+        self.require(not silent, "its result is NaN for every sample; give inputs about which it says something")
         graph = any(tensor.requires_grad for tensor in _numbers(made))
         self.require(not graph, "its result still asks for gradients and so keeps the graph alive")
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
-from ..errors import CnnvizError, OptionError
+from ..errors import CnnvizError, InputError, OptionError
 from ..metric import Metric
+from ..targets import describe
 from ..technique import Technique
+from .snapshot import changed, snapshot
+from .watched import Failing, Planned, Watched
 
 _THREADS = 8
-_SIZE = 32
+_SIZE = (24, 40)  # no square, which could be transposed unseen
 
 
 class ConformanceError(CnnvizError, AssertionError):
@@ -37,14 +37,19 @@ class Suite:
     def __init__(
         self, subject: Technique | Metric, model: nn.Module, inputs: Tensor | None, options: dict[str, Any]
     ) -> None:
+        if inputs is not None and (inputs.dim() != 4 or len(inputs) < 2):
+            raise InputError(
+                f"inputs: got {describe(inputs)}, expected (N, C, H, W) with N of at least 2; a batch is compared with "
+                "its samples alone"
+            )
         self.subject = subject
         self.model = model
         self.inputs = inputs
         self.original = None if inputs is None else inputs.clone()
         self.options = options
 
-    def prepare(self, model: nn.Module, **options: Any) -> Callable[..., Any]:
-        """Return a callable from inputs, with a seed and progress, to a result."""
+    def prepare(self, subject: Any, model: nn.Module, /, **options: Any) -> Callable[..., Any]:
+        """Return a callable from inputs, with a seed and progress, to the result of a technique or metric."""
         raise NotImplementedError
 
     def same(self, a: Any, b: Any) -> bool:
@@ -74,6 +79,7 @@ class Suite:
             "batch": self.batch_equals_singles,
             **more,
             "unchanged after an exception": self.unchanged_after_exception,
+            "unchanged after the model failed": self.unchanged_after_failure,
             "threads": self.threads,
         }
         with warnings.catch_warnings():
@@ -90,7 +96,8 @@ class Suite:
 
     def run(self, inputs: Tensor | None = None, **given: Any) -> Any:
         """Run it on the inputs."""
-        return self.prepare(self.model, **self.options)(self.inputs if inputs is None else inputs, **given)
+        ready = self.prepare(self.subject, self.model, **self.options)
+        return ready(self.inputs if inputs is None else inputs, **given)
 
     def require(self, condition: bool, message: str) -> None:
         """Fail with a message unless a condition holds."""
@@ -108,7 +115,7 @@ class Suite:
         """Unknown and out-of-range options are refused by name."""
         self.require(self.subject.schema()["type"] == "object", "its options have no JSON schema")
         try:
-            self.prepare(self.model, **self.options, no_such_option=1)
+            self.prepare(self.subject, self.model, **self.options, no_such_option=1)
         except OptionError as error:
             self.require("no_such_option" in str(error), "the error about an unknown option does not name it")
         else:
@@ -120,7 +127,7 @@ class Suite:
 
     def _refused(self, name: str, value: float) -> None:
         try:
-            self.prepare(self.model, **{**self.options, name: value})
+            self.prepare(self.subject, self.model, **{**self.options, name: value})
         except OptionError as error:
             self.require(name in str(error), f"the error about option '{name}' does not name it")
         else:
@@ -131,88 +138,71 @@ class Suite:
         self.require(self.same(self.run(seed=7), self.run(seed=7)), "the same seed gave different results")
 
     def unchanged_after_success(self) -> None:
-        """Model, inputs and the random state are as they were."""
-        with self._watched():
-            self.run()
+        """Model, inputs and the process are as they were, and nobody holds the inputs."""
+        watched = Watched(self.subject)
+        with self._unchanged():
+            ready = self.prepare(watched.subject, self.model, **self.options)
+            ready(self.inputs)
+        self.require(not watched.wrote, "it writes to request.inputs, which other targets and layers get too; clone it")
+        self.require(not watched.keeps_inputs(), "it keeps the memory of request.inputs alive after the call")
 
     def unchanged_after_exception(self) -> None:
         """They are, also after an exception."""
 
-        class Planned(Exception):  # noqa: N818  # no error of the program
-            pass
-
         def fail(*_: Any) -> None:
             raise Planned
 
-        with self._watched():
+        with self._unchanged():
             try:
                 self.run(progress=fail)
             except Planned:
                 pass
             else:
                 self.require(False, "an exception raised by progress did not reach the caller")
-        # In the middle of a forward pass: the model itself fails.
-        broken = copy.deepcopy(self.model)
-        last = list(broken.modules())[-1]
-        kind = type("Broken", (type(last),), {"forward": fail})
-        last.__class__ = kind
-        with self._watched(broken), suppress(Planned, CnnvizError):
-            self.prepare(broken, **self.options)(self.inputs)
+
+    def unchanged_after_failure(self) -> None:
+        """They are, also after the model failed, on real data and in the middle of what the plugin does."""
+        passes = self._failing(None)
+        reached = self._failing(passes // 2) if passes else 1
+        self.require(reached > passes // 2, f"the same seed ran the model {passes} times, then {reached} times")
+
+    def _failing(self, allowed: int | None) -> int:
+        """Run it on a network that fails after so many passes, or never; return how many it asked for."""
+        watched = Watched(self.subject)
+        failing = Failing(self.model, watched, allowed)
+        with self._unchanged(failing.module):
+            try:
+                self.prepare(watched.subject, failing.module, **self.options)(self.inputs)
+            except (Planned, CnnvizError):
+                if allowed is None:
+                    raise
+            else:
+                failed = allowed is not None and failing.passes > allowed
+                self.require(not failed, "an exception raised by the model did not reach the caller")
+        return failing.passes
 
     def threads(self) -> None:
         """Threads on one model get what each gets alone."""
         inputs = [None if self.inputs is None else self.inputs * (1 - i / (2 * _THREADS)) for i in range(_THREADS)]
         seeds = list(range(_THREADS))
-        ready = self.prepare(self.model, **self.options)
+        ready = self.prepare(self.subject, self.model, **self.options)
         alone = [ready(given, seed=seed) for given, seed in zip(inputs, seeds, strict=True)]
-        with self._watched(), ThreadPoolExecutor(_THREADS) as pool:
+        with self._unchanged(), ThreadPoolExecutor(_THREADS) as pool:
             together = list(pool.map(lambda given, seed: ready(given, seed=seed), inputs, seeds))
         same = all(self.same(a, b) for a, b in zip(alone, together, strict=True))
         self.require(same, f"{_THREADS} threads on one model got other results than one after the other")
 
     @contextmanager
-    def _watched(self, model: nn.Module | None = None) -> Iterator[None]:
-        watched = model or self.model
-        before = _snapshot(watched)
+    def _unchanged(self, model: nn.Module | None = None) -> Iterator[None]:
+        watched = self.model if model is None else model
+        before = snapshot(watched)
         yield
-        changed = [key for key, value in _snapshot(watched).items() if not _equal(value, before.get(key))]
-        self.require(not changed, f"it changed the model or the process: {', '.join(changed[:3])}")
+        found = changed(before, snapshot(watched))
+        self.require(not found, f"it changed the model or the process: {', '.join(found[:3])}")
         untouched = self.original is None or self.inputs is None or torch.equal(self.original, self.inputs)
         self.require(untouched, "it changed its inputs")
 
 
 def random_images() -> Tensor:
     """Return three small images, (3, 3, H, W), the same ones every time."""
-    return torch.rand(3, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(1))
-
-
-def _snapshot(model: nn.Module) -> dict[str, Any]:
-    """Return everything about a model that a plugin might change, and the state of the process's generator."""
-    numbers: Any = numpy.random.get_state()  # noqa: NPY002  # the global one is what a technique must leave alone
-    state: dict[str, Any] = {
-        "global random state of torch": torch.get_rng_state(),
-        "global random state of Python": random.getstate(),
-        "global random state of NumPy": (*numbers[:1], numbers[1].tolist(), *numbers[2:]),
-        "grad mode": torch.is_grad_enabled(),
-    }
-    for name, module in model.named_modules():
-        state[f"{name}.training"] = module.training
-        for key, value in vars(module).items():
-            if key.endswith(("_hooks", "_hooks_with_kwargs")):
-                state[f"{name}.{key}"] = list(value)
-        state[f"{name}.attributes"] = sorted(vars(module))
-        state[f"{name}.class"] = type(module)
-    for name, parameter in model.named_parameters():
-        state[f"{name}.identity"] = (id(parameter), parameter.data_ptr(), parameter.requires_grad, parameter._version)
-        state[f"{name}.value"] = parameter.detach().clone()
-        state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
-    for name, buffer in model.named_buffers():
-        state[f"{name}.identity"] = (id(buffer), buffer.data_ptr(), buffer._version)
-        state[f"{name}.value"] = buffer.clone()
-    return state
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    return bool(a == b)
+    return torch.rand(3, 3, *_SIZE, generator=torch.Generator().manual_seed(1))
