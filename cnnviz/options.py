@@ -8,7 +8,8 @@ import hashlib
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import numpy
 from PIL import Image
@@ -55,10 +56,34 @@ class Options(BaseModel):
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse True where a number is meant, which Python would take for 1."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+        if not _takes_bools(cls.model_fields[str(info.field_name)].annotation, value):
             raise PydanticCustomError("bool", "true and false are no numbers")
         return value
+
+
+def _takes_bools(annotation: Any, value: Any) -> bool:
+    """Whether each bool in a value, however deep, stands where the annotation has one."""
+    annotation = getattr(annotation, "__value__", annotation)  # of an alias
+    origin, parts = get_origin(annotation), get_args(annotation)
+    match value:
+        case _ if origin is Annotated:
+            return _takes_bools(parts[0], value)
+        case _ if origin in (Union, UnionType):
+            return any(_takes_bools(part, value) for part in parts)
+        case bool():
+            return annotation in (bool, Any, object) or (origin is Literal and any(value is part for part in parts))
+        case list() | tuple() if origin is tuple and parts[-1:] != (...,):
+            each = [*parts, *parts[-1:] * len(value)]
+            return all(_takes_bools(part, item) for part, item in zip(each, value, strict=False))
+        case list() | tuple() | set() if parts and origin is not dict:
+            return all(_takes_bools(parts[0], item) for item in value)
+        case dict() if origin is dict:
+            return all(_takes_bools(parts[1], item) for item in value.values())
+        case _:  # what no number can be is refused as that
+            return not isinstance(value, (list, tuple, set, dict)) or annotation not in _SINGLE
+
+
+_SINGLE: Final = (bool, int, float, complex, str, type(None))
 
 
 def _pair(value: Any) -> Any:
@@ -239,11 +264,16 @@ def check_declaration(technique: str, options: type[Options]) -> None:
     """Refuse options that could not be served everywhere.
 
     Raises:
-        OptionError: a reserved name, or an option without a description.
+        OptionError: a reserved name, an alias, or an option without a description.
     """
     for name, info in options.model_fields.items():
         if name in RESERVED:
             raise OptionError(f"option '{name}' of '{technique}' has a reserved name ({', '.join(sorted(RESERVED))})")
+        if alias := info.alias or info.validation_alias or info.serialization_alias:
+            raise OptionError(
+                f"option '{name}' of '{technique}' has the alias {alias!r}, but one name everywhere is expected; give "
+                "the option itself the name that it should have"
+            )
         if not info.description:
             raise OptionError(f"option '{name}' of '{technique}' has no description; give Field(…, description=…)")
         if name == "upsample" and not _alternatives(info.annotation) <= {"bilinear", "bicubic", "nearest", type(None)}:

@@ -7,13 +7,14 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from typing_extensions import TypeAliasType
 
 from cnnviz import Field, ImageOption, OptionError, Options, Pair, Technique
 from cnnviz.options import RESERVED, ImagesOption, expectation, make_options
@@ -146,6 +147,61 @@ def test_expectation_in_words(name: str, told: str) -> None:
     assert re.match(told, expectation(Many, name)), expectation(Many, name)
 
 
+Switch = TypeAliasType("Switch", bool)
+
+
+class Flags(Options):
+    literal: Literal[True, False, "auto"] = Field("auto", description="of several types")
+    annotated: Annotated[bool, Field()] | None = Field(None, description="or none")
+    anything: Any = Field(None, description="whatever")
+    several: list[bool] = Field([], description="of one type")
+    named: dict[str, bool] = Field({}, description="by name")
+    mixed: tuple[int, bool] = Field((1, True), description="of two types")
+    either: bool | tuple[int, int] = Field(False, description="one or two")
+    aliased: Switch = Field(False, description="by another name")
+    numbers: tuple[float, ...] | int = Field(1, description="numbers alone")
+    table: dict[str, int] = Field({}, description="numbers by name")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("literal", True),
+        ("literal", False),
+        ("annotated", True),
+        ("anything", True),
+        ("anything", [True]),
+        ("several", [True, False]),
+        ("named", {"a": True}),
+        ("mixed", (2, False)),
+        ("either", True),
+        ("either", (1, 2)),
+        ("aliased", True),
+        ("numbers", (1.5, 2.0)),
+        ("table", {"a": 2}),
+    ],
+)
+def test_true_and_false_are_taken_where_they_are_declared(name: str, value: Any) -> None:
+    taken = getattr(make_options("test", Flags, {name: value}), name)
+    assert taken == value
+    assert type(taken) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mixed", (True, True)),
+        ("either", (True, 2)),
+        ("numbers", True),
+        ("numbers", (1.0, True)),
+        ("table", {"a": True}),
+    ],
+)
+def test_true_and_false_are_no_numbers_however_deep_they_stand(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"option '{name}' of 'test': got"):
+        make_options("test", Flags, {name: value})
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     assert given(power=numpy.float64(3)).power == 3.0
     assert given(power=numpy.float32(3)).power == 3.0
@@ -174,6 +230,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
         (-1, None),
         (1.5, None),
         (None, None),
+        (True, None),
+        ((True, 8), None),
+        ([8, False], None),
     ],
     ids=repr,
 )
@@ -332,6 +391,14 @@ def test_reserved_names_are_refused(name: str) -> None:
 
 def test_every_reserved_name_was_tried() -> None:
     assert len(RESERVED) == 8
+
+
+@pytest.mark.parametrize("alias", ["alias", "validation_alias", "serialization_alias"])
+def test_aliases_are_refused(alias: str) -> None:
+    field: Any = Field(1, description="taken", **{alias: "seed"})
+    options = type("Aliased", (Options,), {"__annotations__": {"start": int}, "start": field})
+    with pytest.raises(OptionError, match="option 'start' of 'test' has the alias 'seed', but one name everywhere"):
+        Technique("test", lambda request, options: request.inputs, options)
 
 
 def test_option_without_description_is_refused() -> None:
