@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from .preprocess import Preprocess
 from .randomness import own_randomness
 from .replica import replicate, unwrap
@@ -24,9 +25,12 @@ class Model:
         module: the network.
         name: what it is called in results.
         preprocess: from picture to input and back; None where the module takes tensors only.
-        labels: name of each class, or None.
+        labels: name of each class, in order or by its number; None where they are not known.
         input_size: (height, width) that the preprocessing delivers, or None where it varies.
         source: where architecture and weights come from.
+
+    Raises:
+        OptionError: labels that name no classes, or an input size that is no (height, width).
     """
 
     module: nn.Module
@@ -39,9 +43,11 @@ class Model:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or type(unwrap(self.module)).__name__)
         if self.labels is not None:
-            object.__setattr__(self, "labels", tuple(self.labels))
-        if self.input_size is None and self.preprocess is not None:
-            object.__setattr__(self, "input_size", self.preprocess.crop)
+            object.__setattr__(self, "labels", class_names(self.labels))
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", _pair(self.input_size))
+        elif self.preprocess is not None:
+            object.__setattr__(self, "input_size", self.preprocess.delivers)
 
     @property
     def digest(self) -> str:
@@ -60,23 +66,17 @@ class Model:
 
     @property
     def channels(self) -> int:
-        """Number of input channels: the preprocessing's, or read off the first convolution or linear layer."""
+        """Number of input channels: the preprocessing's, or the first convolution's; 3 where there is none."""
         if self.preprocess is not None:
             return len(self.preprocess.mean)
-        for module in self.module.modules():
-            if isinstance(module, nn.Conv2d):
-                return module.in_channels
-            if isinstance(module, nn.Linear):
-                return module.in_features
-        return 3
+        convolutions = (module for module in self.module.modules() if isinstance(module, nn.Conv2d))
+        return next((module.in_channels for module in convolutions), 3)
 
     @property
     def normalisation(self) -> Preprocess:
         """From [0, 1] pictures of any size to inputs and back; where nothing is known, inputs are such pictures."""
         if self.preprocess is None:
-            convolutions = (module for module in self.module.modules() if isinstance(module, nn.Conv2d))
-            channels = next((module.in_channels for module in convolutions), 3)
-            return Preprocess(mean=(0.0,) * channels, std=(1.0,) * channels)
+            return Preprocess(mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
         return replace(self.preprocess, resize=None, crop=None)
 
     def example(self, size: tuple[int, int] | None = None) -> Tensor:
@@ -123,3 +123,30 @@ class Model:
         found = output.float().softmax(1).topk(min(k, output.shape[1]), dim=1)
         rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
         return [[(self.label(i), p) for i, p in zip(indices, values, strict=True)] for indices, values in rows]
+
+
+def class_names(labels: Any) -> tuple[str, ...]:
+    """Return the name of each class, from names in order, or by the class's number as in ``{0: "cat", 1: "dog"}``.
+
+    Raises:
+        OptionError: anything else.
+    """
+    expected = "expected the names of the classes in order, or a dictionary from their numbers, 0 to K - 1, to names"
+    if isinstance(labels, Mapping):
+        numbered = {int(key) if str(key).isdecimal() else key: name for key, name in labels.items()}
+        if numbered.keys() != set(range(len(numbered))):
+            raise OptionError(f"labels: got a dictionary with the keys {list(labels)[:5]}, {expected}")
+        labels = [numbered[number] for number in range(len(numbered))]
+    if isinstance(labels, (str, bytes, set, frozenset)) or not isinstance(labels, Iterable):
+        raise OptionError(f"labels: got {labels!r:.60}, {expected}")
+    names = tuple(labels)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise OptionError(f"labels: got {wrong[0]!r:.60} among them, {expected}")
+    return names
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    pair = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise OptionError(f"input_size: got {size!r}, expected (height, width) in pixels")
+    return pair

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
-from .model import Model
+from .model import Model, class_names
 from .preprocess import Preprocess
 
 EMBEDDED: Final = "mobilenet_v2"
@@ -26,7 +26,7 @@ def load_model(
     *,
     weights: str | Path | None = "DEFAULT",
     preprocess: Preprocess | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | Mapping[int, str] | None = None,
     device: str | torch.device = "cpu",
 ) -> Model:
     """Load a network in eval mode, with its preprocessing and labels where they are known.
@@ -39,11 +39,12 @@ def load_model(
             for random weights, or the path of a ``.safetensors`` or state-dict file, read without unpickling code.
             Half-precision files are cast to float32.
         preprocess: replaces the source's preprocessing, which for a file of weights is that of the default ones.
-        labels: replaces the source's class names.
+        labels: replaces the source's class names: in order, or a dictionary from a class's number to its name.
         device: where the weights go; a module given is left where it is.
 
     Raises:
         ModelError: an unknown name, weights that cannot be had or do not fit; says what to do.
+        OptionError: labels that name no classes.
 
     Example:
         >>> model = load_model()
@@ -59,7 +60,7 @@ def load_model(
         return replace(
             made,
             preprocess=preprocess or made.preprocess,
-            labels=made.labels if labels is None else tuple(labels),
+            labels=made.labels if labels is None else class_names(labels),
             input_size=made.input_size if preprocess is None else None,
         )
     name = str(name) if isinstance(name, Path) else name
@@ -81,7 +82,7 @@ def load_model(
         loaded.module.eval().to(device),
         name=loaded.name,
         preprocess=preprocess or loaded.preprocess,
-        labels=loaded.labels if labels is None else tuple(labels),
+        labels=loaded.labels if labels is None else class_names(labels),
         input_size=loaded.input_size if preprocess is None else None,
         source=loaded.source,
     )

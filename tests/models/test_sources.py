@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from cnnviz import InputError, Model, ModelError, Preprocess, load_model
+from cnnviz import InputError, Model, ModelError, OptionError, Preprocess, load_model
 from cnnviz.data import demo_picture, open_image
 from cnnviz.render import to_tensor
 
@@ -502,9 +502,88 @@ def test_blank_example_fits_the_model(embedded: Model) -> None:
     assert Model(nn.Conv2d(1, 2, 1).double()).example().dtype == torch.float64
 
 
+def test_channels_are_those_of_the_first_convolution() -> None:
+    assert Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))).channels == 3  # 192 are channels times pixels
+    assert Model(nn.Sequential(nn.Linear(8, 8), nn.Conv2d(5, 2, 1))).channels == 5
+
+
 @pytest.mark.parametrize(("labels", "told"), [(("cat",), "cat"), (None, "class 0"), ((), "class 0")])
 def test_class_is_named_where_names_are_known(labels: tuple[str, ...] | None, told: str) -> None:
     assert Model(nn.Flatten(), labels=labels).label(0) == told
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{0: "cat", 1: "dog"}, {1: "dog", 0: "cat"}, {"1": "dog", "0": "cat"}, ["cat", "dog"], iter(["cat", "dog"])],
+)
+def test_labels_are_names_in_order_or_by_number(labels: Any) -> None:
+    assert load_model(nn.Flatten(), labels=labels).labels == ("cat", "dog")
+
+
+def test_labels_of_a_model_may_be_numbered() -> None:
+    numbered: Any = {1: "dog", 0: "cat"}
+    assert Model(nn.Flatten(), labels=numbered).label(1) == "dog"
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ("cats", "got 'cats'"),
+        ({1: "cat", 2: "dog"}, r"got a dictionary with the keys \[1, 2\]"),
+        ({"cat": 0, "dog": 1}, r"got a dictionary with the keys \['cat', 'dog'\]"),
+        ({"cat", "dog"}, "got {"),
+        ([0, 1], "got 0 among them"),
+        (5, "got 5"),
+    ],
+    ids=repr,
+)
+def test_labels_that_name_no_classes_are_refused(labels: Any, got: str) -> None:
+    for make in (lambda: Model(nn.Flatten(), labels=labels), lambda: load_model(nn.Flatten(), labels=labels)):
+        with pytest.raises(OptionError, match=f"labels: {got}.*expected the names of the classes in order"):
+            make()
+
+
+@pytest.mark.parametrize("size", [32, (32,), (32, 0), (32, 32.0), "32"], ids=repr)
+def test_input_size_is_a_pair(size: Any) -> None:
+    with pytest.raises(OptionError, match=r"input_size: got .*expected \(height, width\) in pixels"):
+        Model(nn.Flatten(), input_size=size)
+
+
+def test_input_size_may_be_a_list() -> None:
+    size: Any = [5, 6]
+    assert Model(nn.Flatten(), input_size=size).example().shape == (1, 3, 5, 6)
+
+
+def test_crop_may_be_one_number_as_resize(photograph: Image.Image) -> None:
+    one, two = Preprocess(resize=40, crop=16), Preprocess(resize=40, crop=(16, 16))
+    assert one == two
+    assert torch.equal(one(photograph), two(photograph))
+    assert Model(nn.Flatten(), preprocess=one).input_size == (16, 16)
+    pairs: Any = {"resize": [20, 30], "mean": [0.5] * 3, "std": numpy.full(3, 0.25, numpy.float32)}
+    assert Preprocess(**pairs) == Preprocess(resize=(20, 30), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"resize": 0}, "got resize 0, expected pixels"),
+        ({"resize": "224"}, "got resize '224', expected pixels"),
+        ({"crop": (16, 16, 3)}, r"got crop \(16, 16, 3\), expected pixels"),
+        ({"crop": 16.5}, "got crop 16.5, expected pixels"),
+        ({"crop": True}, "got crop True, expected pixels"),
+        ({"mean": 0.5}, "got mean 0.5, expected a tuple with a number for each channel"),
+        ({"mean": ()}, r"got mean \(\), expected a tuple"),
+        ({"std": ("a",)}, r"got std \('a',\), expected a tuple"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "got mean .*nan.*, expected a tuple"),
+        ({"mean": (0.5,)}, "got a mean of 1 channels and a std of 3, expected one number of each"),
+        ({"std": (0.0, 1.0, 1.0)}, r"got std \(0.0, 1.0, 1.0\), which is divided by; expected numbers above 0"),
+        ({"interpolation": "cubic"}, "got interpolation 'cubic', expected one of 'nearest', 'bilinear', 'bicubic'"),
+    ],
+    ids=str,
+)
+def test_preprocessing_that_cannot_be_is_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=f"preprocessing: {words}"):
+        Preprocess(**wrong)
 
 
 def test_pictures_need_a_preprocessing(photograph: Image.Image) -> None:
