@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -17,6 +17,15 @@ from .options import Options, check_declaration
 from .request import Request
 
 Function: TypeAlias = Callable[[Request, Any], "Tensor | Explanation"]
+
+_SECTION: Final = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns|Examples?|Notes?):\s*$", re.MULTILINE)
+
+
+def description(function: Any) -> str:
+    """Return a function's docstring up to its first section, such as ``Args:``."""
+    while isinstance(function, functools.partial) and "__doc__" not in vars(function):
+        function = function.func  # or the docstring were that of `partial`
+    return _SECTION.split(inspect.getdoc(function) or "", maxsplit=1)[0].rstrip()
 
 
 class Declared:
@@ -45,10 +54,12 @@ class Declared:
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
-        function: Any = self.function
-        while isinstance(function, functools.partial) and "__doc__" not in vars(function):
-            function = function.func  # or the docstring were that of `partial`
-        return (inspect.getdoc(function) or "").partition("\n")[0]
+        return self.description.partition("\n")[0]
+
+    @property
+    def description(self) -> str:
+        """The function's docstring as far as it is for users: without arguments, errors and examples."""
+        return description(self.function)
 
     @property
     def ready(self) -> bool:

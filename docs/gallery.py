@@ -189,12 +189,14 @@ EXHIBITS = {
     "textures": Exhibit(
         "Textures by layer",
         "A sample, and noise that was given its Gram matrices at one layer of VGG-16, at two, and so on.",
+        'gravel = open_image("gravel.png").crop((0, 0, 256, 256)).resize((128, 128))\n'
         'cnnviz.explain(vgg, gravel, "texture-gram", by_layer=True, steps=150)',
         _textures,
     ),
     "patches": Exhibit(
         "Textures grown pixel by pixel",
         "Each pixel is copied from where the sample, above, looks most like what is there already; no network.",
+        'sample = open_image("brick.png").crop((0, 0, 192, 192)).resize((80, 80))  # so too gravel.png and grass.png\n'
         'cnnviz.explain(None, sample, "texture-patch", size=192)',
         _patches,
     ),
@@ -210,10 +212,26 @@ EXHIBITS = {
         "in the style of a wall, of the dream above, and halfway between.",
         'network = train_style(vgg, "photographs/", "out", styles=["brick.png", dream], size=160, style_size=256, '
         "batch=2,\n                      steps=1600, step_size=3e-3, style_weight=2, width=16, blocks=4, "
-        'precision="bfloat16").network\ncnnviz.explain(network, pictures, "fast-style", style_weights=(1, 1))',
+        'precision="bfloat16",\n                      sample_every=400).network\n'
+        'cnnviz.explain(network, photograph, "fast-style", size=400, style_weights=(1, 1))  # or (1, 0), (0, 1)',
         _painter,
     ),
 }
+
+
+def page() -> str:
+    """Return the page, as Markdown."""
+    lines = [
+        "# Gallery",
+        "",
+        "Made by `make gallery` from trained weights, each by the line of Python that stands below it; `model` is the",
+        "embedded MobileNetV2, `vgg` VGG-16 without its head, `open_image` is of `cnnviz.data`. Seeds are 0 where none",
+        "is named.",
+    ]
+    for name, exhibit in EXHIBITS.items():
+        lines += ["", f"## {exhibit.title}", "", f"![{exhibit.title}](pictures/gallery-{name}.jpg)", ""]
+        lines += [exhibit.told, "", "```python", exhibit.made, "```"]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -222,16 +240,7 @@ def main() -> None:
     studio = Studio(Path(folder))
     for name in names or EXHIBITS:
         EXHIBITS[name].draw(studio).save(HERE / "pictures" / f"gallery-{name}.jpg", quality=85)
-    lines = [
-        "# Gallery",
-        "",
-        "Made by `make gallery` from trained weights, each by the line of Python that stands below it; `model` is the",
-        "embedded MobileNetV2, `vgg` VGG-16 without its head. Seeds are 0 where none is named.",
-    ]
-    for name, exhibit in EXHIBITS.items():
-        lines += ["", f"## {exhibit.title}", "", f"![{exhibit.title}](pictures/gallery-{name}.jpg)", ""]
-        lines += [exhibit.told, "", "```python", exhibit.made, "```"]
-    (HERE / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (HERE / "gallery.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import cnnviz.synthesis
 from cnnviz import render
 from cnnviz.data import demo_picture
 from cnnviz.options import expectation
+from cnnviz.technique import description
 
 HERE = Path(__file__).parent
 
@@ -30,8 +30,11 @@ def techniques_page() -> str:
         if offer.distribution != "cnnviz":
             continue
         technique = known[offer.name]
-        lines += ["", f"## {technique.name}", "", *_paragraphs(f"*{technique.family}.* ", technique.function)]
-        takes = {"one": "one layer", "many": "one layer or several, whose heatmaps are fused by their mean"}
+        lines += ["", f"## {technique.name}", "", *_paragraphs(f"*{technique.family}.* ", technique.description)]
+        takes = {
+            "one": "one layer",
+            "many": "one layer or several: heatmaps are fused by their mean, pictures stand side by side",
+        }
         default = {
             "last-spatial": "the last spatial output before the head",
             "first-convolution": "the first convolution",
@@ -43,7 +46,7 @@ def techniques_page() -> str:
             told = f"{default['last-spatial']}, or what its options name" if callable(named) else default[named]
             lines += ["", f"Takes {takes[technique.layers]}. Default: {told}."]
         lines += _options(technique.options)
-    training = _paragraphs("For `fast-style`. ", cnnviz.synthesis.train_style)
+    training = _paragraphs("For `fast-style`. ", description(cnnviz.synthesis.train_style))
     lines += ["", "## Training: cnnviz train-style", "", *training, *_options(cnnviz.synthesis.StyleTraining)]
     return "\n".join(lines) + "\n"
 
@@ -66,7 +69,7 @@ def metrics_page() -> str:
             "",
             f"## {metric.name}",
             "",
-            *_paragraphs(f"*{metric.better.capitalize()} is better.* ", metric.function),
+            *_paragraphs(f"*{metric.better.capitalize()} is better.* ", metric.description),
         ]
         if metric.boxes:
             lines += ["", "Needs boxes around what is explained."]
@@ -79,11 +82,10 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _paragraphs(lead: str, function: object) -> list[str]:
-    """Return a docstring's summary after `lead`, and its other paragraphs, without arguments and what follows them."""
-    summary, _, details = inspect.getdoc(function).partition("\n\nArgs:")[0].partition("\n\n")
-    shown = [f"{lead}{' '.join(summary.split())}", ""]
-    return shown + [" ".join(paragraph.split()) for paragraph in details.split("\n\n") if paragraph]
+def _paragraphs(lead: str, text: str) -> list[str]:
+    """Return the paragraphs of a text, the first after `lead`, with a blank line between them."""
+    shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph)
+    return f"{lead}{shown}".splitlines()
 
 
 def _options(options: type[cnnviz.Options]) -> list[str]:

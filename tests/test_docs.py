@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
+import itertools
 import pkgutil
 import re
 import runpy
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 import cnnviz
+import cnnviz.incremental
 import cnnviz.testing
 from cnnviz import hookspecs
 from cnnviz.data import demo_picture
@@ -46,6 +49,34 @@ def test_references_are_up_to_date() -> None:
     for name in ("techniques", "metrics"):
         page = made[f"{name}_page"]()
         assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == page, "run make docs"
+
+
+def test_references_hold_no_sections_of_docstrings() -> None:
+    for name in ("techniques", "metrics"):
+        text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert not re.findall(r"^(?:Args|Returns|Raises|Example):", text, flags=re.MULTILINE)
+        lines = text.partition("\n## ")[2].splitlines()[1:]
+        run_on = [line for line, after in itertools.pairwise(lines) if _is_text(line) and _is_text(after)]
+        assert not run_on, "paragraphs have a blank line between them"
+
+
+def _is_text(line: str) -> bool:
+    return bool(line) and line[0] not in "|#"
+
+
+def test_the_gallery_is_up_to_date() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "gallery.py"))["page"]()
+    assert (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8") == page, "run make gallery"
+
+
+def test_the_gallery_says_what_was_run() -> None:
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    source = (ROOT / "docs" / "gallery.py").read_text(encoding="utf-8")
+    drawn = source[source.index("def _classes") : source.index("EXHIBITS = {")]
+    for given in re.findall(r"(?<=[ ,{\"])(size|steps|seed|style_weight|sample_every)(?:=|\": )([0-9.]+)", drawn):
+        assert "=".join(given) in text, f"{given} is not told"
+    for prepared in re.findall(r"\.crop\(.*?\)\)\.resize\(.*?\)\)", drawn):
+        assert prepared in text, f"{prepared} is not told"
 
 
 @pytest.mark.parametrize("offer", [o for o in cnnviz.techniques().offers if o.distribution == "cnnviz"], ids=str)
@@ -131,6 +162,15 @@ def test_contributing_shows_the_example_plugin_as_it_is() -> None:
     for block in blocks:
         for line in filter(None, map(str.strip, block.splitlines())):
             assert line in wanted, line
+
+
+def test_contributing_names_arguments_that_sweeps_have() -> None:
+    told = CONTRIBUTING.partition("`request.sweep(make")[2].partition("`request.batched")[0]
+    sweep, scores = told.split("`cnnviz.incremental.Changes")
+    for text, function in ((sweep, cnnviz.Request.sweep), (scores, cnnviz.incremental.Changes.scores)):
+        named = re.findall(r"[`(](\w+)=", text)
+        assert named
+        assert set(named) <= inspect.signature(function).parameters.keys()
 
 
 def test_import_contract_of_the_readme_example_matches_the_plugin() -> None:

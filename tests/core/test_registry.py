@@ -116,6 +116,28 @@ def test_what_a_function_with_some_arguments_given_does_is_told_by_the_function(
     assert cnnviz.Technique("scaled", functools.partial(part)).summary == "Double the gradient."
 
 
+def test_a_description_ends_where_sections_begin() -> None:
+    def sectioned(request: cnnviz.Request, options: cnnviz.Options) -> None:
+        """Do something: in a line.
+
+        Note: this is no section. In two
+        lines.
+
+        Another paragraph.
+        Raises:
+            ModelError: never.
+
+        Example:
+            >>> 1
+        """
+
+    technique = cnnviz.Technique("sectioned", sectioned)
+    assert technique.summary == "Do something: in a line."
+    assert technique.description == (
+        "Do something: in a line.\n\nNote: this is no section. In two\nlines.\n\nAnother paragraph."
+    )
+
+
 def test_metrics_are_plugins_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "acme_metrics-1.0.dist-info"
     info.mkdir()
