@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/ready
 SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help setup demo test test-reference test-slow test-sanitized test-gpu bench bench-gpu lint check docs gallery clean
+.PHONY: help setup demo test test-reference test-slow test-sanitized test-gpu built-for-gpu bench bench-gpu lint check docs gallery clean
 
 help:
 	@echo "make demo    explain a real photograph with the embedded model and write an HTML report"
@@ -63,16 +63,17 @@ test-slow: $(READY)
 test-sanitized: $(READY)
 	PYTHON=$(abspath $(BIN))/python tests/sanitized.sh
 
-# On a machine with a GPU these two build, test and measure all that asks for one.
-test-gpu: export CNNVIZ_BUILD = cuda
-test-gpu: $(READY)
+# On a machine with a GPU test-gpu and bench-gpu build, test and measure all that asks for one.
+built-for-gpu:
+	$(MAKE) setup CNNVIZ_BUILD=cuda
+
+test-gpu: built-for-gpu
 	PYTHON=$(abspath $(BIN))/python tests/gpu.sh
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-gpu: export CNNVIZ_BUILD = cuda
-bench-gpu: $(READY)
+bench-gpu: built-for-gpu
 	$(BIN)/python -m benchmarks --device cuda $(BENCH)
 
 lint: $(READY)

@@ -64,11 +64,9 @@ def plan(mode: str) -> tuple[list[Extension], dict[str, str]]:
         import pybind11
         import torch
         from torch.utils.cpp_extension import CppExtension, CUDAExtension
-    except ImportError as error:
-        why = (
-            f"{error.name} was not there at build time; install torch, pybind11 and ninja, then cnnviz with "
-            "pip's --no-build-isolation"
-        )
+    except (ImportError, OSError) as error:
+        lacking = f"{error.name} was not there" if isinstance(error, ImportError) else f"torch did not load ({error})"
+        why = f"{lacking} at build time; install torch, pybind11 and ninja, then cnnviz with pip's --no-build-isolation"
         return [], dict.fromkeys(CPU + CUDA, why)
 
     flags = ["-O3", f"-DTORCH_TARGET_VERSION={TORCH_2_11}"]

@@ -181,6 +181,49 @@ def test_an_isolated_build_has_no_torch_and_says_so(sources: Path, tmp_path: Pat
     assert missing["_C"].startswith("torch was not there at build time; install torch, pybind11 and ninja")
 
 
+@pytest.mark.parametrize(("mode", "works"), [("auto", True), ("cpu", False)])
+def test_a_torch_that_does_not_load_is_told(sources: Path, tmp_path: Path, mode: str, works: bool) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libtorch.so: cannot open shared object file')\n")
+    done = _run(
+        sys.executable,
+        "setup.py",
+        "bdist_wheel",
+        "-d",
+        str(tmp_path),
+        cwd=sources,
+        check=works,
+        CNNVIZ_BUILD=mode,
+        PYTHONPATH=str(tmp_path),
+    )
+    why = "torch did not load (libtorch.so: cannot open shared object file) at build time; install torch"
+    if not works:
+        assert f"CNNVIZ_BUILD=cpu, but _C was not built: {why}" in done.stderr
+        assert "Traceback" not in done.stderr
+        return
+    (wheel,) = tmp_path.glob("cnnviz-*.whl")
+    with zipfile.ZipFile(wheel) as held:
+        assert json.loads(held.read("cnnviz/_build.json"))["_C"].startswith(why)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("goal", ["test-gpu", "bench-gpu"])
+def test_what_asks_for_a_gpu_is_built_for_one(tmp_path: Path, goal: str) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "setup.py"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "ready").touch()  # as built before, for no GPU
+    told = _run("make", "-n", goal, cwd=tmp_path, CNNVIZ_BUILD="", FORCE_CUDA="", TORCH_CUDA_ARCH_LIST="").stdout
+    assert "--editable" in told, "it is built again"
+    assert 'echo "cuda" >.venv/built-as' in told
+    assert told.index("--editable") < told.index({"test-gpu": "tests/gpu.sh", "bench-gpu": "--device cuda"}[goal])
+    (tmp_path / ".venv" / "ready").touch()
+    (tmp_path / ".venv" / "built-as").write_text("cuda\n")
+    again = _run("make", "-n", goal, cwd=tmp_path, CNNVIZ_BUILD="", FORCE_CUDA="", TORCH_CUDA_ARCH_LIST="").stdout
+    assert "--editable" not in again
+
+
 def test_an_editable_installation_leaves_the_kernels_beside_the_sources(sources: Path, tmp_path: Path) -> None:
     for kernel in (sources / "csrc" / "cpu").glob("*.cpp"):
         if kernel.name != "module.cpp":  # one file shows where files come to lie, and is built in no time
