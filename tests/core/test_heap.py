@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_kept_memory_is_not_paged_in_anew() -> None:
 def test_what_the_environment_sets_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
     assert not heap.keep_freed_memory()
+
+
+@pytest.mark.parametrize("most", [1 << 30, 32 << 20, 1 << 20])
+def test_an_older_glibc_gets_what_it_takes(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {}
+
+    def mallopt(setting: int, value: int) -> int:
+        if setting == heap._MMAP and value > most:
+            return 0
+        taken[setting] = value
+        return 1
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.28"))
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert heap.keep_freed_memory() == (most >= 32 << 20)
+    assert taken[heap._TRIM] == (1 << 31) - 1
+    assert taken.get(heap._MMAP) == (most if most >= 32 << 20 else None)
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
