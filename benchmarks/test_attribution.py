@@ -90,12 +90,23 @@ CASES = {
 }
 
 
+def same_as_captum(net: nn.Module, x: Tensor, technique: str, layer: str) -> bool:
+    """Whether a map is captum's, within a ten-thousandth of its largest value: both run the same passes.
+
+    The others scale their maps; tests/techniques compare with them in double precision.
+    """
+    made, theirs = cnnviz.explain(net, x, technique, target=CLASS).values, OTHERS[technique]["captum"](net, x, layer)
+    expected = theirs.amax(1, keepdim=True) if technique == "saliency" else theirs
+    return bool((made - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_attribution(case: str, race: Any, device: str) -> None:
     technique, name, count = CASES[case]
     if race.quick and (count > 1 or name == "vgg16"):
         pytest.skip("takes minutes")
     net, x = network(name, device), torch.randn(count, 3, 224, 224, device=device)
+    assert same_as_captum(net, x[:1], technique, LAYERS[name])
     explainer = cnnviz.Explainer(net, technique)
     rounds, race.warm = ROUNDS[count]
     race.rounds, race.prepared = min(race.rounds, rounds), count == 1
@@ -110,7 +121,7 @@ def straightforward_rise(net: nn.Module, x: Tensor, target: int, masks: int, bat
 
 def weighted_masks(net: nn.Module, x: Tensor, target: int, masks: int, batch: int = 32) -> Tensor:
     """Return what the paper's estimator averages, (masks, 1, H, W)."""
-    grids = (torch.rand(masks, 1, 7, 7) < 0.5).float()
+    grids = (torch.rand(masks, 1, 7, 7, device=x.device) < 0.5).float()
     step = 224 // 7
     large = nn.functional.interpolate(grids, (8 * step, 8 * step), mode="bilinear", align_corners=False)
     places = torch.randint(step, (masks, 2)).tolist()
