@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import render
 from ..writing import Kind, write_file
+from .saving import FOLDER, save
 from .types import Explanation, Gallery
 
 MANIFEST: Final = "pictures.json"
@@ -45,11 +47,12 @@ class PictureFolder:
         self.folder = Kind("pictures made by cnnviz", tuple(map(_literal, owned))).check(folder)
 
     def add(self, name: str, result: Explanation) -> None:
-        """Write a result.
+        """Write a result; one of the same name that took the other form goes.
 
         Raises:
             SaveError: it cannot be written.
         """
+        folder, file = self.folder / name, self.folder / f"{name}.png"
         if not self._begun:  # so that the folder is known again after it was killed
             self._tell({**self._made, **self._sources}, {})
             self._begun = True
@@ -58,13 +61,17 @@ class PictureFolder:
             or len(result.images) != 1
             or result.tensors().keys() & {"history", "values"}
         ):
-            result.save(self.folder / name)
+            save(result, folder, any_name=True)
+            if file.is_file():
+                file.unlink()
         else:
             about = PngInfo()
             about.add_itxt("cnnviz", json.dumps(result.provenance and result.provenance.to_json()))
-            file = io.BytesIO()
-            render.to_pil(result.images[0]).save(file, "PNG", pnginfo=about)
-            write_file(self.folder / f"{name}.png", file.getvalue())
+            encoded = io.BytesIO()
+            render.to_pil(result.images[0]).save(encoded, "PNG", pnginfo=about)
+            write_file(file, encoded.getvalue())
+            if folder.is_dir():
+                shutil.rmtree(FOLDER.check(folder, any_name=True))
         self._made[name] = self._sources[name]
 
     def finish(self, left_out: Mapping[str, str]) -> None:

@@ -6,12 +6,15 @@ import hashlib
 import json
 import shutil
 import subprocess
+import warnings
+from dataclasses import fields as fields_of
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from .. import render
 from ..errors import SaveError
@@ -23,12 +26,17 @@ SIDECAR: Final = "explanation.json"
 TENSORS: Final = "tensors.safetensors"
 VIDEO: Final = "animation.mp4"
 FORMAT: Final = 1
-FOLDER: Final = Kind("an explanation", (SIDECAR, TENSORS, VIDEO, "figure-*.png", "image-*.png"))
+FOLDER: Final = Kind(
+    "an explanation",
+    (SIDECAR, TENSORS, VIDEO, "figure-*.png", "image-*.png"),
+    sidecar=SIDECAR,
+    keys=("format", "kind", "sha256"),
+)
 
 
-def save(explanation: Explanation, folder: Path) -> Path:
-    """Write `explanation` to `folder`, replacing one that is there; see `Explanation.save`."""
-    return FOLDER.write(folder, partial(_write, explanation))
+def save(explanation: Explanation, folder: Path, *, any_name: bool = False) -> Path:
+    """Write `explanation` to `folder`, be it called as a file is; see `Explanation.save`."""
+    return FOLDER.write(folder, partial(_write, explanation), any_name=any_name)
 
 
 def _write(explanation: Explanation, folder: Path) -> None:
@@ -42,12 +50,13 @@ def _write(explanation: Explanation, folder: Path) -> None:
         if explanation.frame_rate is not None:
             _film(folder, explanation.frame_rate)
     # Fields that are no tensors, such as captions, are JSON; the sidecar comes last and vouches for the rest.
-    plain = {name: value for name, value in vars(explanation).items() if isinstance(value, (tuple, float))}
+    given = {field.name: getattr(explanation, field.name) for field in fields_of(explanation)}
+    plain = {name: value for name, value in given.items() if name != "provenance" and not isinstance(value, Tensor)}
     sidecar = {
         "format": FORMAT,
         "kind": explanation.kind,
         "provenance": explanation.provenance and explanation.provenance.to_json(),
-        "fields": plain,
+        "fields": {name: value for name, value in plain.items() if value is not None},
         "sha256": {TENSORS: hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()},
     }
     text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
@@ -55,18 +64,25 @@ def _write(explanation: Explanation, folder: Path) -> None:
 
 
 def _film(folder: Path, frame_rate: float) -> None:
-    """Make a video of the pictures in a folder, where ffmpeg is installed."""
+    """Make a video of the pictures in a folder, where ffmpeg is installed; pictures without one are a result too."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         return
     command = [ffmpeg, "-loglevel", "error", "-framerate", str(frame_rate), "-i", "image-%03d.png"]
     # Sides must be even, and players know no other pixel format.
     command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", VIDEO]
-    done = subprocess.run(  # noqa: S603  # arguments of our own
-        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    if done.returncode:
-        raise SaveError(f"ffmpeg could not make a video of the pictures: {done.stderr.strip()[-300:]}")
+    try:
+        done = subprocess.run(  # noqa: S603  # arguments of our own
+            command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+    except OSError as error:
+        why = str(error.strerror)
+    else:
+        if done.returncode == 0:
+            return
+        why = done.stderr.strip()[-300:] or f"exit code {done.returncode}"
+    (folder / VIDEO).unlink(missing_ok=True)
+    warnings.warn(f"ffmpeg could not make a video of the pictures, which are saved without it: {why}", stacklevel=2)
 
 
 def load(folder: str | Path) -> Explanation:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,16 +64,10 @@ class Explanation(ABC):
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def equals(self, other: object) -> bool:
-        """Whether kind, tensors (bit for bit, wherever they lie), captions and provenance (but for time) are equal."""
+        """Whether kind and all fields are equal: tensors bit for bit, wherever they lie, provenance but for time."""
         if not isinstance(other, Explanation) or type(self) is not type(other):
             return False
-        mine, theirs = self.tensors(), other.tensors()
-        return (
-            mine.keys() == theirs.keys()
-            and all(_same(mine[name], theirs[name]) for name in mine)
-            and self.captions == other.captions
-            and self.provenance == other.provenance
-        )
+        return all(_same(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
     def draw(self, limit: int | None = None) -> list[Image.Image]:
         """Return one picture for each result, with its caption and scale."""
@@ -291,7 +285,9 @@ class Neighbours(Explanation):
         return rows
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(_bits(a), _bits(b))

@@ -52,7 +52,8 @@ def save_evaluation(evaluation: Evaluation, folder: str | Path) -> Path:
 
 def evaluation_folder(metrics: Iterable[str]) -> Kind:
     """Return what a folder with an evaluation by these metrics, or any that are installed, may hold."""
-    return Kind("an evaluation", (PAGE, NUMBERS, VALUES, *(f"{name}.png" for name in {*metrics, *available()})))
+    owned = (PAGE, NUMBERS, VALUES, *(f"{name}.png" for name in {*metrics, *available()}))
+    return Kind("an evaluation", owned, sidecar=NUMBERS, keys=("metrics", "techniques"))
 
 
 def evaluation_page(evaluation: Evaluation, drawn: dict[str, str]) -> str:

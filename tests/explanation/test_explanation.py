@@ -41,7 +41,8 @@ def examples() -> list[Explanation]:
         Heatmap(values=rand(1, 70, 5, 6).half(), provenance=PROVENANCE),
         Gallery(images=rand(12, 3, 5, 5), rows=torch.arange(12), values=rand(12, 3, 5, 5), captions=("filters",)),
         Gallery(images=rand(2, 3, 128, 128), history=rand(2, 10).double(), captions=("one", "two")),
-        Projection(points=rand(9, 2) * 40, pictures=rand(9, 3, 16, 16), items=tuple("abcdefghi")),
+        Gallery(images=rand(2, 3, 8, 8), sources=torch.tensor([0, 0]), pictures=rand(1, 3, 8, 8)),
+        Projection(points=rand(9, 2) * 40, pictures=rand(9, 3, 16, 16), items=tuple("abcdefghi"), marked=(0, 3)),
         Projection(points=rand(4, 2)),
         Neighbours(
             indices=torch.tensor([[3, 1]]), distances=rand(1, 2), pictures=rand(1, 3, 8, 8), found=rand(1, 2, 3, 8, 8)
@@ -57,6 +58,9 @@ def test_saved_and_loaded_equals_what_was_written(made: Explanation, tmp_path: P
     assert type(loaded) is type(made)
     assert loaded.equals(made)
     assert made.equals(loaded)
+    for field in dataclasses.fields(made):
+        kept, given = getattr(loaded, field.name), getattr(made, field.name)
+        assert torch.equal(kept, given) if isinstance(given, torch.Tensor) else kept == given, field.name
     if made.provenance is not None:
         assert loaded.provenance is not None
         assert loaded.provenance.seconds == 1.5
@@ -118,6 +122,41 @@ def test_equality_is_of_bits_shape_type_and_provenance_but_not_of_time() -> None
     assert nan.equals(nan)
 
 
+def test_equality_is_of_every_field() -> None:
+    made = examples()[6]
+    assert isinstance(made, Projection)
+    assert made.equals(dataclasses.replace(made))
+    assert not made.equals(dataclasses.replace(made, items=tuple("ABCDEFGHI")))
+    assert not made.equals(dataclasses.replace(made, marked=(0,)))
+    film = Gallery(images=torch.zeros(2, 3, 8, 8), frame_rate=25.0)
+    assert film.equals(dataclasses.replace(film, frame_rate=25))
+    assert not film.equals(dataclasses.replace(film, frame_rate=24.0))
+    assert not film.equals(dataclasses.replace(film, frame_rate=None))
+
+
+@pytest.mark.parametrize("rate", [25, 12.5])
+def test_the_rate_of_a_film_is_kept(rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    loaded = cnnviz.load(Gallery(images=torch.zeros(2, 3, 8, 8), frame_rate=rate).save(tmp_path / "out"))
+    assert isinstance(loaded, Gallery)
+    assert loaded.frame_rate == rate
+
+
+@pytest.mark.parametrize("script", ["echo half >animation.mp4; echo no such codec >&2; exit 1", None])
+def test_a_film_that_cannot_be_made_takes_no_picture_down(
+    script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ffmpeg = tmp_path / "ffmpeg"
+    ffmpeg.write_text(f"#!/bin/sh\n{script}\n" if script else "no program")
+    ffmpeg.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda _: str(ffmpeg))
+    made = Gallery(images=torch.rand(2, 3, 8, 8), frame_rate=25)
+    with pytest.warns(UserWarning, match=f"saved without it: {'no such codec' if script else 'Exec format error'}"):
+        folder = made.save(tmp_path / "out")
+    assert cnnviz.load(folder).equals(made)
+    assert not (folder / "animation.mp4").exists()
+
+
 def test_results_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         examples()[0].captions = ()  # type: ignore[misc]
@@ -143,6 +182,16 @@ def test_a_folder_with_other_things_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="holds something else than an explanation"):
         examples()[0].save(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("names", [("image-000.png", "image-001.png"), ("figure-cover.png",), ("tensors.safetensors",)])
+def test_files_that_are_called_as_ours_are_are_not_taken_for_ours(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("dear")
+    for check in (FOLDER.check, examples()[0].save):
+        with pytest.raises(SaveError, match=f"an explanation: {names[0]} without explanation.json of cnnviz; give a"):
+            check(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names, "dear")
 
 
 def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:

@@ -42,6 +42,20 @@ def test_a_folder_whose_maker_was_killed_is_known_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "pictures.json").read_text())["left_out"] == {"in/c.jpg": "no image"}
 
 
+def test_a_result_takes_the_place_of_one_in_the_other_form(tmp_path: Path) -> None:
+    heatmap, sources = Heatmap(values=torch.zeros(1, 1, 2, 2)), {"a.jpg": "in/a.jpg.png"}
+    for result, there in ((PAINTING, "a.jpg.png"), (heatmap, "a.jpg"), (PAINTING, "a.jpg.png")):
+        made = PictureFolder(tmp_path / "out", sources)
+        made.add("a.jpg", result)
+        made.finish({})
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [there, "pictures.json"]
+    PictureFolder(tmp_path / "out", sources).add("a.jpg", heatmap)
+    (tmp_path / "out" / "a.jpg" / "thesis.txt").touch()
+    with pytest.raises(SaveError, match=r"holds something else than an explanation: thesis\.txt"):
+        PictureFolder(tmp_path / "out", sources).add("a.jpg", PAINTING)
+    assert (tmp_path / "out" / "a.jpg" / "thesis.txt").exists()
+
+
 def test_nothing_made_is_nothing_written(tmp_path: Path) -> None:
     PictureFolder(tmp_path / "out", SOURCES).finish({"in/a.jpg": "no image"})
     assert not (tmp_path / "out").exists()
