@@ -71,14 +71,12 @@ class Explanation(ABC):
 
     def draw(self, limit: int | None = None) -> list[Image.Image]:
         """Return one picture for each result, with its caption and scale."""
-        return [
-            render.compose([panel[0] for panel in row], caption=row[0][1], scale=row[-1][2])
-            for row in self.panels(limit)
-        ]
+        return [_drawn(row) for row in self.panels(limit)]
 
     def figure(self) -> Any:
-        """Return a matplotlib figure of the result."""
-        return render.matplotlib_figure([row[-1] for row in self.panels(_SHOWN)])
+        """Return a matplotlib figure of the result, or of the first 16 where it has more."""
+        rows, note = self._first()
+        return render.matplotlib_figure([row[-1] for row in rows], note=note)
 
     def save(self, folder: str | Path) -> Path:
         """Write PNG pictures, a lossless ``.safetensors`` and a JSON sidecar to `folder`; all of it, or nothing.
@@ -92,15 +90,25 @@ class Explanation(ABC):
 
         return save(self, Path(folder))
 
+    def _first(self) -> tuple[list[list[Panel]], str]:
+        """Return what a notebook shows, and a line that says so where that is not all."""
+        rows = self.panels(_SHOWN + 1)
+        return rows[:_SHOWN], f"The first {_SHOWN}; save(folder) writes all." if len(rows) > _SHOWN else ""
+
     def _repr_html_(self) -> str:
-        return (
-            '<div style="display:flex;flex-wrap:wrap;gap:8px">'
-            + "".join(
-                f'<img alt="{escape(self.kind)}" style="max-width:100%" src="data:image/png;base64,{_png(image)}">'
-                for image in self.draw(_SHOWN)
-            )
-            + "</div>"
+        rows, note = self._first()
+        images = "".join(
+            f'<img alt="{escape(self._described(row[0][1]))}" style="max-width:100%" '
+            f'src="data:image/png;base64,{_png(_drawn(row))}">'
+            for row in rows
         )
+        note = note if rows else f"{self!r}: nothing to show"
+        below = f"<p>{escape(note)}</p>" if note else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{images}</div>{below}'
+
+    def _described(self, caption: str) -> str:
+        """Return what a picture is, for those who do not see it."""
+        return ": ".join(filter(None, (self.kind, render.legible(caption))))
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.tensors().items())
@@ -127,6 +135,8 @@ class Heatmap(Explanation):
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:
         """Return for each sample its map and the map over the picture; of many channels, a grid of them."""
+        if self.values.numel() == 0:
+            return []
         return [self._row(i) for i in range(len(self.values))[:limit]]
 
     def _row(self, i: int) -> list[Panel]:
@@ -175,7 +185,7 @@ class Gallery(Explanation):
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:
         """Return small pictures in one grid; of large ones each by itself, or those of one source beside it."""
-        if len(self.images) == 0:
+        if self.images.numel() == 0:
             return []
         if max(self.images.shape[-2:]) >= _LARGE:
             return [[self._strip(list(places))] for places in self._groups()[:limit]]
@@ -223,7 +233,9 @@ class Projection(Explanation):
     marked: tuple[int, ...] = ()
 
     def panels(self, limit: int | None = None) -> list[list[Panel]]:  # noqa: ARG002  # it is always one
-        """Return one map: thumbnails on a grid, none over another, or dots where there are none."""
+        """Return one map: thumbnails on a grid, none over another, or dots where there are none; of no items none."""
+        if len(self.points) == 0:
+            return []
         caption = self.captions[0] if self.captions else ""
         if self.pictures is None:
             return [[(self._dots(), caption, None)]]
@@ -283,6 +295,10 @@ class Neighbours(Explanation):
             tiles = [render.to_pil(picture) for picture in shown] or [Image.new("RGB", (_LARGE, 8), "white")]
             rows.append([(render.grid(tiles, columns=len(tiles), tile=2 * _TILE, gap=6), caption, None)])
         return rows
+
+
+def _drawn(row: list[Panel]) -> Image.Image:
+    return render.compose([panel[0] for panel in row], caption=row[0][1], scale=row[-1][2])
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +22,12 @@ _SMALLEST = 224
 
 @cache
 def _font(size: int) -> Any:
+    """Return DejaVu Sans, which has far more letters than Pillow's own font, from where matplotlib keeps it."""
+    spec = find_spec("matplotlib")  # which is not imported for that
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(path, size)
     return ImageFont.load_default(size)
 
 
@@ -56,12 +64,25 @@ def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, to
 def _wrapped(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font(_TEXT).getlength(longer) <= width:
-            lines[-1] = longer
+        if lines and _fits(f"{lines[-1]} {word}", width):
+            lines[-1] += f" {word}"
         else:
-            lines.append(word)
+            lines += _pieces(word, width)
     return lines
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    """Return a word, such as a long path, in as many pieces as it takes."""
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and not _fits(pieces[-1] + letter, width):
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def _fits(text: str, width: int) -> bool:
+    return bool(_font(_TEXT).getlength(text) <= width)
 
 
 def legible(text: str) -> str:
@@ -69,16 +90,27 @@ def legible(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]]) -> Any:
-    """Return a matplotlib figure with one axes per panel (picture, title, scale), each with its colour bar."""
+def matplotlib_figure(panels: Sequence[tuple[Image.Image, str, Scale | None]], *, note: str = "") -> Any:
+    """Return a matplotlib figure with one axes per panel (picture, title, scale), each with its colour bar.
+
+    Args:
+        panels: from left to right, row by row; of none the figure says so.
+        note: a line above all of them.
+    """
     import cmap
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
+    if not panels:
+        empty = Figure(figsize=(3.2, 1))
+        empty.text(0.5, 0.5, "nothing to show", ha="center", va="center", fontsize=9)
+        return empty
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 4.2 * rows), layout="constrained")
+    if note:
+        figure.suptitle(note, fontsize=9)
     for place, (image, title, scale) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(image)

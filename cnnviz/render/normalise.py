@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ class Scale:
             signed: None decides by whether any value is negative.
             quantile: share of magnitudes that stay within the scale, in (0, 1].
         """
-        flat = values.detach().float().reshape(-1)
+        flat = numbers(values).reshape(-1)
         signed = bool((flat < 0).any()) if signed is None else signed
         magnitudes = flat.abs()
         # kthvalue, since torch.quantile refuses more than 16 million values.
@@ -45,14 +46,19 @@ class Scale:
 
     def unit(self, values: Tensor) -> Tensor:
         """Map values to [0, 1]: `low` to 0, `high` to 1, clipped."""
-        return ((values.detach().float() - self.low) / (self.high - self.low)).clamp(0, 1)
+        return ((numbers(values) - self.low) / (self.high - self.low)).clamp(0, 1)
 
     def strength(self, values: Tensor) -> Tensor:
         """Map values to [0, 1] by how far they are from 0, or from where an unsigned scale begins."""
-        return self.unit(values) if not self.signed else (values.detach().float().abs() / self.high).clamp(0, 1)
+        return self.unit(values) if not self.signed else (numbers(values).abs() / self.high).clamp(0, 1)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return places in [0, 1] with their labels, for a colour bar."""
         if self.signed:
             return [(0.0, f"{self.low:.3g}"), (0.5, "0"), (1.0, f"{self.high:.3g}")]
         return [(0.0, f"{self.low:.3g}"), (1.0, f"{self.high:.3g}")]
+
+
+def numbers(values: Tensor) -> Tensor:
+    """Return values as they are drawn: in single precision, or in double where they are, which reaches farther."""
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))

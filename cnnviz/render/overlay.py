@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .colour import colour
-from .normalise import Scale
+from .normalise import Scale, numbers
 
 
 def to_pil(picture: Tensor) -> Image.Image:
@@ -33,7 +33,7 @@ def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
         return values
     bigger = size[0] >= values.shape[0] and size[1] >= values.shape[1]
     mode = "bilinear" if bigger else "area"
-    return functional.interpolate(values.detach().float()[None, None], size, mode=mode)[0, 0]
+    return functional.interpolate(numbers(values)[None, None], size, mode=mode)[0, 0]
 
 
 def resize(pictures: Tensor, size: Sequence[int]) -> Tensor:

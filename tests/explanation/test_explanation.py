@@ -80,6 +80,41 @@ def test_it_shows_itself(made: Explanation) -> None:
     assert len(figure.axes) >= 1
 
 
+def test_a_notebook_is_told_what_each_picture_is_and_that_there_are_more() -> None:
+    few = examples()[0]._repr_html_()
+    assert 'alt="Heatmap: first"' in few
+    assert 'alt="Heatmap: zweites é"' in few
+    assert "The first" not in few
+    many = Heatmap(values=torch.rand(17, 1, 4, 4), captions=("<b>",) * 17)
+    shown = many._repr_html_()
+    assert shown.count("<img") == 16
+    assert "<p>The first 16; save(folder) writes all.</p>" in shown
+    assert 'alt="Heatmap: &lt;b&gt;"' in shown
+    assert many.figure().get_suptitle() == "The first 16; save(folder) writes all."
+    assert dataclasses.replace(many, values=many.values[:16]).figure().get_suptitle() == ""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Gallery(images=torch.rand(0, 3, 8, 8)),
+        Heatmap(values=torch.rand(0, 1, 8, 8), pictures=torch.rand(0, 3, 8, 8)),
+        Heatmap(values=torch.rand(1, 0, 8, 8)),
+        Projection(points=torch.rand(0, 2)),
+        Projection(points=torch.rand(0, 2), pictures=torch.rand(0, 3, 8, 8)),
+        Neighbours(indices=torch.zeros(0, 3, dtype=torch.long), distances=torch.zeros(0, 3)),
+    ],
+    ids=repr,
+)
+def test_nothing_is_shown_as_nothing_and_kept(made: Explanation, tmp_path: Path) -> None:
+    assert made.draw() == []
+    assert f"{made!r}: nothing to show" in made._repr_html_()
+    assert [text.get_text() for text in made.figure().texts] == ["nothing to show"]
+    folder = made.save(tmp_path / "out")
+    assert cnnviz.load(folder).equals(made)
+    assert sorted(path.name for path in folder.iterdir()) == ["explanation.json", "tensors.safetensors"]
+
+
 def test_large_gallery_pictures_are_saved_plain_too(tmp_path: Path) -> None:
     made = examples()[4]
     made.save(tmp_path / "out")

@@ -103,11 +103,53 @@ def test_thin_panels_are_enlarged_by_their_longer_side(size: tuple[int, int]) ->
     assert made.height <= max(300, size[1] + 20)
 
 
-def test_a_long_caption_is_wrapped_not_cut() -> None:
-    panel = Image.new("RGB", (224, 224), "black")
-    one, many = render.compose([panel], caption="word"), render.compose([panel], caption="word " * 60)
-    assert many.width == one.width
-    assert many.height > one.height + 100
+def caption_of(text: str) -> numpy.ndarray:
+    """Return how dark each pixel of a caption is, above a white picture."""
+    made = render.compose([Image.new("RGB", (224, 224), "white")], caption=text).convert("L")
+    return 255 - numpy.asarray(made).astype(int)
+
+
+@pytest.mark.parametrize("word", ["word ", "m", "/photographs/holiday-"])
+def test_a_long_caption_is_wrapped_not_cut(word: str) -> None:
+    """Also one word that is wider than the picture."""
+    one, many = caption_of(word), caption_of(word * 60)
+    assert many.shape[1] == one.shape[1]
+    assert many.shape[0] > one.shape[0] + 40
+    assert many.sum() == pytest.approx(60 * one.sum(), rel=0.03), "every letter is there"
+    assert many[:, :5].sum() == many[:, -5:].sum() == 0, "nor does one touch the border"
+
+
+@pytest.mark.parametrize("letter", "éñßü×–жΩ→")
+def test_letters_of_many_scripts_are_drawn(letter: str) -> None:
+    missing = caption_of("\U0010fffe")
+    assert missing.sum() > 0
+    assert not numpy.array_equal(caption_of(letter), missing)
+
+
+def test_pillow_draws_where_there_is_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnviz.render import figure
+
+    monkeypatch.setattr(figure, "find_spec", lambda _: None)
+    figure._font.cache_clear()
+    try:
+        assert caption_of("word").sum() > 0
+    finally:
+        figure._font.cache_clear()
+
+
+def test_a_map_in_double_precision_may_be_smaller_than_single_precision_reaches() -> None:
+    values = torch.tensor([[0.0, 1e-60], [3e-60, 4e-60]], dtype=torch.float64)
+    scale = Scale.of(values, quantile=1.0)
+    assert (scale.low, scale.high) == (0.0, 4e-60)
+    shares = torch.tensor([[0.0, 0.25], [0.75, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(scale.unit(values), shares)
+    assert numpy.array_equal(render.colour(values, scale), render.colour(values * 1e60, Scale(0.0, 4.0, signed=False)))
+    assert render.resize_map(values, (1, 1)).item() == pytest.approx(2e-60, abs=0)
+    shown = render.overlay(torch.rand(3, 4, 4), values, scale)
+    assert numpy.asarray(shown).std() > 30
+    signed = Scale.of(-values, quantile=1.0)
+    assert (signed.low, signed.high, signed.signed) == (-4e-60, 4e-60, True)
+    torch.testing.assert_close(signed.strength(values), shares)
 
 
 def test_grid_places_tiles_row_by_row() -> None:
