@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import typer
@@ -103,6 +104,7 @@ def evaluate_(
 
 
 _SIDES = ("left", "top", "right", "bottom")
+_Box: TypeAlias = tuple[str, list[float]]  # where it was read, and its sides
 
 
 class _Marked:
@@ -114,18 +116,20 @@ class _Marked:
     """
 
     def __init__(self, file: Path, paths: list[Path], model: Model) -> None:
-        rows: dict[Path, list[dict[str, str]]] = {path: [] for path in paths}
+        boxes: dict[Path, list[_Box]] = {path: [] for path in paths}
+        labels: dict[Path, set[str]] = {path: set() for path in paths}
         for number, row in _lines(file):
-            rows[_meant(row["image"], paths, f"{file}, line {number}")].append(row)
-        assert model.preprocess is not None
-        self.boxes = [_moved(path, rows[path], model) for path in paths]
-        labelled = [{row["label"] for row in rows[path] if row.get("label")} for path in paths]
+            place = f"{file}, line {number}"
+            path = _meant(_cell(row, "image", place, "the name of one"), paths, place)
+            boxes[path].append((place, _sides(row, place)))
+            labels[path] |= {row["label"]} if row.get("label") else set()
+        self.boxes = [_moved(path, boxes[path], model) for path in paths]
         self.labels: list[Any] | None = None
-        if any(labelled):
-            wrong = next((path for path, found in zip(paths, labelled, strict=True) if len(found) != 1), None)
+        if any(labels.values()):
+            wrong = next((path for path in paths if len(labels[path]) != 1), None)
             if wrong is not None:
                 raise InputError(f"{file}: '{wrong}' has no label or several; give each image one, or none any")
-            self.labels = [parse_target(found.pop()) for found in labelled]
+            self.labels = [parse_target(next(iter(labels[path]))) for path in paths]
 
 
 def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
@@ -141,29 +145,46 @@ def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
         raise InputError(f"'{file}' cannot be read as CSV: {error}") from error
 
 
+def _cell(row: dict[str, str], column: str, place: str, expected: str) -> str:
+    text = row[column]
+    if text is None or not text.strip():  # a short row has None
+        raise InputError(f"{place}: nothing in column {column}; expected {expected}")
+    return text
+
+
+def _sides(row: dict[str, str], place: str) -> list[float]:
+    sides: list[float] = []
+    for column in _SIDES:
+        text = _cell(row, column, place, "four numbers")
+        try:
+            sides.append(float(text))
+        except ValueError as error:
+            raise InputError(f"{place}, column {column}: {error}; expected four numbers") from error
+    return sides
+
+
 def _meant(name: str, paths: list[Path], place: str) -> Path:
-    """Return the image that a name, or the end of a path, means."""
+    """Return the image that a path means, or a name, or the end of a path."""
+    absolute = {path: Path(os.path.abspath(path)) for path in paths}  # noqa: PTH100  # resolve() would follow links
     parts = Path(name).parts
-    found = [path for path in dict.fromkeys(paths) if path.parts[-len(parts) :] == parts]
+    found = [path for path, whole in absolute.items() if whole == Path(os.path.abspath(name))]  # noqa: PTH100
+    found = found[:1] or [path for path, whole in absolute.items() if whole.parts[-len(parts) :] == parts]
     if len(found) != 1:
         told = "is none of the images" if not found else f"may be {found[0]} or {found[1]}; give more of its path"
         raise InputError(f"{place}: '{name}' {told}")
     return found[0]
 
 
-def _moved(path: Path, rows: list[dict[str, str]], model: Model) -> Tensor:
-    if not rows:
-        return torch.zeros(0, 4)
+def _moved(path: Path, rows: list[_Box], model: Model) -> Tensor:
+    for place, (left, top, right, bottom) in rows:
+        if not (left <= right and top <= bottom):  # NaN neither
+            told = f"got {[left, top, right, bottom]}, expected {', '.join(_SIDES)}, in this order"
+            raise InputError(f"{place}, boxes of '{path}': {told}")
     try:
-        boxes = torch.tensor([[float(row[side] or "nothing") for side in _SIDES] for row in rows])
-    except ValueError as error:
-        raise InputError(f"boxes of '{path}': {error}; expected four numbers") from error
-    for box in boxes:
-        if not bool((box[:2] <= box[2:]).all()):  # NaN neither
-            raise InputError(f"boxes of '{path}': got {box.tolist()}, expected {', '.join(_SIDES)}, in this order")
-    try:
-        picture = open_image(path)
+        picture = open_image(path) if rows else None
     except InputError:  # it will be left out
+        picture = None
+    if picture is None:
         return torch.zeros(0, 4)
     assert model.preprocess is not None
-    return model.preprocess.boxes(boxes, (picture.height, picture.width))
+    return model.preprocess.boxes(torch.tensor([sides for _, sides in rows]), (picture.height, picture.width))
