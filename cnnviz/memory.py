@@ -29,7 +29,7 @@ def parse_memory(memory: int | str | None) -> int:
     """Return a budget in bytes: None is the default, a string has a unit ("2GiB", "500 MB").
 
     Raises:
-        OptionError: no amount, or less than a mebibyte.
+        OptionError: no amount, less than a mebibyte, or more than any machine has.
     """
     if memory is None:
         return DEFAULT
@@ -38,8 +38,10 @@ def parse_memory(memory: int | str | None) -> int:
         amount = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else None
     else:
         amount = memory if isinstance(memory, int) and not isinstance(memory, bool) else None
-    if amount is None or amount < 1 << 20:
-        raise OptionError(f"memory: got {memory!r}, expected at least 1 MiB, as bytes or as text such as '2GiB'")
+    if amount is None or not 1 << 20 <= amount < 1 << 63:
+        raise OptionError(
+            f"memory: got {memory!r}, expected at least 1 MiB and less than 8 EiB, as bytes or as text such as '2GiB'"
+        )
     return int(amount)
 
 

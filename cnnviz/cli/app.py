@@ -1,4 +1,4 @@
-"""The command line: ``cnnviz --help``."""
+"""The commands, and how they fail."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import typer
 
 from .. import __version__
 from ..errors import CnnvizError
-from ..heap import keep_freed_memory
 from ..registry import Selection, select
-from . import demo, evaluate, explain, index, info, layers, list_, report, train_style
-from .common import INTERRUPTED
+from . import INTERRUPTED, demo, evaluate, explain, index, info, layers, list_, report, train_style
 
 app = typer.Typer(
     name="cnnviz",
@@ -58,19 +56,22 @@ def _common(
         select(Selection(no_plugins or given.disable, allow, given.block | frozenset(block_plugin or ())))
 
 
-def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
-    debug = len(arguments) < len(sys.argv) - 1
-    keep_freed_memory()
+def run(given: list[str]) -> None:
+    """Run the command that arguments name, and exit.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, unless the command has told by itself what was kept.
+    """
+    arguments = [argument for argument in given if argument != "--debug"]  # wherever it stands
+    debug = len(arguments) < len(given)
     try:
         code = app(arguments, standalone_mode=False)
     except CnnvizError as error:
         if debug:
             raise
         _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written", INTERRUPTED)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)
@@ -85,7 +86,7 @@ def main() -> None:
             _fail(told(), getattr(error, "exit_code", 2))
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this
-        _fail("interrupted; nothing was written", INTERRUPTED)
+        raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..data import open_image
 from ..errors import InputError, ModelError, OptionError, TargetError
@@ -22,6 +23,7 @@ from ..options import RESERVED, Options
 from ..registry import Registry
 from ..request import Progress as Step
 from ..targets import Channel, Neuron, Top, channel, neuron, top
+from . import INTERRUPTED
 from .flags import option_value
 
 ImagesArgument: TypeAlias = Annotated[
@@ -44,22 +46,20 @@ SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of the 
 MemoryOption: TypeAlias = Annotated[str, typer.Option("--memory", help="Budget for batches.")]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
-INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C."""
-
 
 def load(model: str | None, weights: str, device: str) -> Model:
-    """Load the model that the flags name; ``module:function`` is looked for in the current folder too."""
-    if model is not None and ":" in model and "" not in sys.path:
-        sys.path.insert(0, "")
+    """Load the model that the flags name; ``module:function`` is looked for in the current folder too.
+
+    There last, so that no file in it stands for a library.
+    """
+    if model is not None and ":" in model and not model.startswith("timm:") and "" not in sys.path:
+        sys.path.append("")
     try:
         place = torch.device(device)
-        if place.type not in ("cpu", "meta"):
-            torch.empty(1, device=place)
+        torch.empty(1, device=place).cpu()  # of "meta" there is nothing to copy
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"device '{device}' cannot be used here: {str(error).splitlines()[0]}; try --device cpu"
-        ) from error
+        why = str(error).splitlines()[0].partition(". ")[0]  # torch may go on for a page
+        raise ModelError(f"device '{device}' cannot be used here: {why}; try --device cpu") from error
     return load_model(model, weights=None if weights.lower() == "none" else weights, device=place)
 
 
@@ -118,18 +118,18 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))  # no markup, no emoji codes
     if not console.is_terminal:
         console = Console(width=1000)
-    console.print(table, markup=False, highlight=False)
+    console.print(table)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Bar]:
     """Show a progress bar on standard error; gone when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield Bar(bars, label)

@@ -18,7 +18,8 @@ from ..data import find_images
 from ..errors import InputError
 from ..explainer import Explainer
 from ..explanation import Explanation, Heatmap
-from ..explanation.pictures import PictureFolder
+from ..explanation.pictures import MANIFEST, PictureFolder
+from ..explanation.saving import FOLDER
 from ..models import Model
 from ..registry import techniques
 from ..technique import Technique
@@ -98,12 +99,23 @@ def _run(
         pictures = out or place.with_name(f"{place.name}-pictures")
         _one_by_one(prepare, options, paths, _targets(target or [], 1), seed, pictures, json=json)
         return
+    FOLDER.check(out or place)
     paths, left_out = readable(paths, images or [])
     explainer = prepare(**options)
     tell_left_out(left_out)
-    with progress(technique.name) as bar:
+    with progress(technique.name) as bar, keeping(lambda: _kept(options.get("checkpoint"))):
         result = explainer(list(paths) or None, _targets(target or [], len(paths)), seed=seed, progress=bar.step)
-    _tell(result, loaded, paths, result.save(out or place), json=json)
+        folder = result.save(out or place)
+    if target and result.provenance is not None and result.provenance.target is None:
+        typer.echo(f"'{technique.name}' explains no target, so that --target changes nothing", err=True)
+    _tell(result, loaded, paths, folder, json=json)
+
+
+def _kept(checkpoint: Any) -> str:
+    """Say what is left of work that was interrupted."""
+    if checkpoint is None or not Path(checkpoint).expanduser().exists():
+        return "nothing was written"
+    return f"the same command goes on from {checkpoint}"
 
 
 def _one_by_one(
@@ -118,17 +130,21 @@ def _one_by_one(
 ) -> None:
     """Work on pictures of any sizes, such as the frames of a film, and write each result as soon as it is there."""
     explainer = prepare(**options)
-    checkpoint = options.get("checkpoint")
+    checkpoint = own = options.get("checkpoint")
     names = _names(paths)
     made = PictureFolder(place, {name: str(path) for name, path in zip(names, paths, strict=True)})
     left_out: dict[str, str] = {}
-    with progress("") as bar, keeping(lambda: f"what was done is in {made.folder}"):
+
+    def kept() -> str:
+        return f"what was done is in {made.folder}" if (made.folder / MANIFEST).exists() else _kept(own)
+
+    with progress("") as bar, keeping(kept):
         try:
             for number, (path, name) in enumerate(zip(paths, names, strict=True)):
                 bar.label(f"{number + 1} of {len(paths)}: {path.name}")
                 if checkpoint is not None:  # of each picture its own
-                    own = Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-{name}")
-                    explainer = prepare(**{**options, "checkpoint": str(own)})
+                    own = str(Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-{name}"))
+                    explainer = prepare(**{**options, "checkpoint": own})
                 try:
                     result = explainer(path, target, seed=seed, progress=bar.step)
                 except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
@@ -41,14 +42,17 @@ def with_flags(
 
 
 def option_value(options: type[Options], name: str, value: Any) -> Any:
-    """Return a flag's text as pydantic should see it: "none" where that is allowed, and lists split at commas."""
+    r"""Return a flag's text as pydantic should see it: None for "none" where that is allowed, lists split at commas.
+
+    A comma inside of a part is written ``\,``.
+    """
     schema = options.model_json_schema()["properties"][name]
     parts = schema.get("anyOf", [schema])
     if isinstance(value, str) and value.lower() == "none" and any(part.get("type") == "null" for part in parts):
         return None
     kinds = {part.get("type") for part in parts}
     if isinstance(value, str) and "array" in kinds and "string" not in kinds:
-        return tuple(part.strip() for part in value.split(","))
+        return tuple(part.strip().replace("\\,", ",") for part in re.split(r"(?<!\\),", value))
     members = {str(one): one for part in parts for one in part.get("enum", ())}  # of numbers, which texts are not
     return members.get(value, value) if isinstance(value, str) else value
 

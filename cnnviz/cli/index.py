@@ -16,6 +16,7 @@ from ..index import Database, Index, features_of, lay_out
 from ..index import verify as check_files
 from ..models import Model
 from ..report import save_map
+from ..writing import check_file
 from .common import (
     DeviceOption,
     JsonOption,
@@ -242,9 +243,10 @@ def export(
     json: JsonOption = False,
 ) -> None:
     r"""Write the features of one layer to a LanceDB database (pip install 'cnnviz\[index]'), which query can search."""
-    database = Database.fill(Index(folder), uri, table, layer=layer)
-    if approximate:
-        database.accelerate()
+    with keeping(lambda: f"the same command goes on with the images that are not in {uri}"):
+        database = Database.fill(Index(folder), uri, table, layer=layer)
+        if approximate:
+            database.accelerate()
     if json:
         show_json({"uri": uri, "table": table, "images": len(database), **database.about})
     else:
@@ -266,6 +268,7 @@ def map_(
 ) -> None:
     """Lay all images out so that near means alike, and write a page to look at them; added ones find their place."""
     index = Index(folder)
+    check_file(out)
     with progress("map") as bar:
         points = lay_out(index, method, layer=layer, perplexity=perplexity, seed=seed, progress=bar.step)
         page = save_map(index, points, out, method="t-SNE" if method == "tsne" else "principal components", layer=layer)

@@ -37,7 +37,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if not 1 <= len(parts) <= 2 or not all(part.isdigit() and int(part) for part in parts):
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise OptionError(f"--size: got '{text}', expected H or H,W in pixels")
     return int(parts[0]), int(parts[-1])
 

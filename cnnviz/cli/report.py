@@ -9,6 +9,7 @@ import typer
 
 from ..data import find_images
 from ..report import Report, make_report
+from ..writing import check_file
 from .common import (
     DeviceOption,
     ImagesArgument,
@@ -21,7 +22,9 @@ from .common import (
     load,
     parse_target,
     progress,
+    readable,
     show_json,
+    tell_left_out,
 )
 
 
@@ -40,11 +43,13 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Explain images with every suitable technique and write one self-contained HTML page."""
+    check_file(out)
+    paths, left_out = readable(find_images(images), images)
     loaded = load(model, weights, device)
     with progress("loading") as bar:
         made = make_report(
             loaded,
-            find_images(images),
+            paths,
             names=technique or None,
             target=parse_target(target),
             seed=seed,
@@ -52,10 +57,10 @@ def report(
             progress=bar.step,
             started=lambda name, image: bar.label(f"{name}: {image}"),
         )
-    tell(made, made.write(out), json=json)
+    _tell(made, made.write(out), left_out, json=json)
 
 
-def tell(made: Report, path: Path, *, json: bool) -> None:
+def _tell(made: Report, path: Path, left_out: dict[str, str], *, json: bool) -> None:
     """Print what the page says in a few lines, and its path last."""
     if json:
         sections = [
@@ -67,8 +72,9 @@ def tell(made: Report, path: Path, *, json: bool) -> None:
             }
             for section in made.sections
         ]
-        show_json({"report": str(path), "model": made.model.name, "sections": sections})
+        show_json({"report": str(path), "model": made.model.name, "sections": sections, "left_out": left_out})
         return
+    tell_left_out(left_out)
     for section in made.sections:
         top = ", ".join(f"{label} {100 * p:.0f} %" for label, p in section.predictions[:3])
         typer.echo(f"{section.name}: {top or 'no class scores'}")

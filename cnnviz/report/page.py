@@ -111,10 +111,12 @@ def make_report(
         InputError: a photograph cannot be opened.
         PluginError: a technique that was named does not exist.
     """
-    opened = [(Path(path).name, open_image(path)) for path in photographs]
+    for path in photographs:  # none is found to be unreadable after the work on others
+        open_image(path)
     chosen = {name: techniques()[name] for name in names} if names is not None else _suitable()
     sections = []
-    for name, image in opened:
+    for path in photographs:
+        name, image = Path(path).name, open_image(path)  # one is held at a time
         inputs = model.prepare([image])
         found: dict[str, Explanation] = {}
         failures: list[Failure] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -18,8 +20,10 @@ from safetensors.torch import save_file
 
 import cnnviz
 from cnnviz.cli import main
+from cnnviz.cli.common import load, show_table
 from cnnviz.cli.flags import option_value
 from cnnviz.options import make_options
+from cnnviz.registry import Offer
 from tests.conftest import Run
 
 
@@ -198,8 +202,12 @@ def test_a_local_architecture_with_a_weights_file(run: Run, photo: str, tmp_path
         (["explain", "saliency", "PHOTO", "--model", "resnet999"], "no model 'resnet999' in torchvision; nearest"),
         (["explain", "saliency", "PHOTO", "--weights", "none.safetensors"], "weights file 'none.safetensors' does not"),
         (["explain", "guided-backprop", "PHOTO", "--target", "neuron:features.3:1"], "expected neuron:LAYER:C:Y:X"),
+        (["explain", "saliency", "PHOTO", "--memory", "9" * 400], "at least 1 MiB and less than 8 EiB"),
+        (["explain", "saliency", "PHOTO", "--device", "meta"], "device 'meta' cannot be used here: Cannot copy out of"),
         (["layers", "--size", "0"], "--size: got '0'"),
+        (["layers", "--size", "²"], "--size: got '²', expected H or H,W in pixels"),
         (["report", "missing.png"], "'missing.png' does not exist"),
+        (["report", "PHOTO", "--out", "."], "is a folder; give a file"),
         (["lst"], "No such command"),
     ],
 )
@@ -228,14 +236,128 @@ def test_a_folder_with_something_else_is_refused(run: Run, photo: str, tmp_path:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is there")
+def test_a_device_that_is_not_there_is_told_in_a_sentence(run: Run, photo: str) -> None:
+    code, _, err = run("explain", "saliency", photo, "--device", "mps")
+    assert code == 2
+    assert "device 'mps' cannot be used here: " in err
+    assert err.endswith("; try --device cpu\n")
+    assert len(err) < 250
+
+
+def test_what_cannot_be_written_is_told_before_the_work(
+    run: Run, photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works(*_: object, **__: object) -> None:
+        pytest.fail("the work was begun")
+
+    monkeypatch.setattr(cnnviz.Explainer, "__call__", works)
+    monkeypatch.setattr("cnnviz.cli.report.make_report", works)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "image-000.png").write_text("dear")
+    code, _, err = run("explain", "saliency", photo, "--out", "mine")
+    assert (code, "holds something else than an explanation: image-000.png" in err) == (2, True)
+    code, _, err = run("report", photo, "--out", "mine")
+    assert (code, "mine' is a folder; give a file" in err) == (2, True)
+    code, _, err = run("report", photo, "--out", "cat.png/page.html")
+    assert (code, "cat.png' is a file; give another place" in err) == (2, True)
+
+
+def test_a_target_that_changes_nothing_is_told(run: Run, photo: str) -> None:
+    code, _, err = run("explain", "filters", "--target", "tabby")
+    assert (code, err) == (0, "'filters' explains no target, so that --target changes nothing\n")
+    assert run("explain", "filters")[2] == ""
+    assert run("explain", "grad-cam", photo, "--target", "tabby")[2] == ""
+
+
+def test_of_a_folder_a_report_leaves_out_what_cannot_be_read(run: Run, photo: str, tmp_path: Path) -> None:
+    place = tmp_path / "pictures"
+    place.mkdir()
+    (place / "cat.png").write_bytes(Path(photo).read_bytes())
+    (place / "broken.png").write_bytes(b"no image")
+    code, out, err = run("report", "pictures", "--technique", "filters", "--out", "page.html")
+    assert code == 0
+    assert out.startswith("cat.png: Egyptian cat")
+    assert "pictures/broken.png is left out: image 'pictures/broken.png' is no image" in err
+    told = json.loads(run("report", "pictures", "--technique", "filters", "--out", "page.html", "--json")[1])
+    assert list(told["left_out"]) == ["pictures/broken.png"]
+    assert [section["image"] for section in told["sections"]] == ["cat.png"]
+    code, _, err = run("report", "pictures/broken.png", "--out", "page.html")
+    assert (code, "left out" in err) == (2, False)
+
+
+def test_tables_show_what_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(["file", "[b]score"], [[":cat:.png", "[red]1[/red]"], ["a[/b].png", None]])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["file", "[b]score"], [":cat:.png", "[red]1[/red]"], ["a[/b].png"]]
+
+
+def test_the_current_folder_is_looked_in_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/first", "/second"])
+    monkeypatch.setattr("cnnviz.cli.common.load_model", lambda name, **_: name)
+    for name in (None, "resnet18", "timm:resnet10t"):
+        load(name, "none", "cpu")
+    assert sys.path == ["/first", "/second"]
+    load("my_net:build", "none", "cpu")
+    load("my_net:build", "none", "cpu")
+    assert sys.path == ["/first", "/second", ""]
+
+
+def test_letters_that_the_terminal_does_not_know_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnviz.cli.keep_freed_memory", lambda: False)
+    offers = (Offer(name="deletion ↓", distribution="acme-viz", version="1", place="acme_viz.deletion"),)
+    monkeypatch.setattr("cnnviz.cli.list_.techniques", lambda: SimpleNamespace(offers=offers))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["cnnviz", "list"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    sys.stdout.flush()
+    assert stop.value.code == 0
+    assert b"deletion \\u2193  acme-viz" in shown.getvalue()
+
+
+def test_interrupting_while_torch_is_imported_is_told_in_a_line(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = ['cnnviz', 'list']\n"
+        "from cnnviz.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "cnnviz: interrupted; nothing was written\n")
+
+
+SWEEPING = """
+from pathlib import Path
+from cnnviz.cli import main
+from cnnviz.cli.common import Bar
+
+def step(bar, done, total, before=Bar._step):
+    Path("begun").touch()
+    before(bar, done, total)
+
+Bar._step = step
+main()
+"""
+
+
 def test_interrupting_leaves_nothing_half_written(photo: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cnnviz", "explain", "occlusion", photo, "--stride", "2", "--out", "out"]
+    command = [sys.executable, "-c", SWEEPING, "explain", "occlusion", photo, "--stride", "2", "--out", "out"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "TERM": "dumb"}
     )
-    time.sleep(8)  # past start-up and into the sweep, which takes minutes
+    begun, waited = tmp_path / "begun", time.monotonic() + 100
+    while not begun.exists() and process.poll() is None and time.monotonic() < waited:
+        time.sleep(0.05)
+    begun.unlink()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
+    begun.unlink(missing_ok=True)
     assert process.returncode == 130
     assert "interrupted; nothing was written" in err
     assert "Traceback" not in err
@@ -261,6 +383,7 @@ class Typed(cnnviz.Options):
         ("mixed", "8", 8),
         ("mixed", "auto", "auto"),
         ("names", "a, b", ("a", "b")),
+        ("names", r"a\,b.png, c", ("a,b.png", "c")),
         ("either", "a,b", "a,b"),
     ],
 )

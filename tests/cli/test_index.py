@@ -104,6 +104,23 @@ def test_what_to_install_is_told_in_whole(run: Run) -> None:
     assert "cnnviz[maps]" in "".join(run("index", "map", "--help")[1].replace("│", " ").split())
 
 
+def test_an_interrupted_export_goes_on(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
+    monkeypatch.setattr("cnnviz.cli.index.Database.fill", fill)
+    told = "cnnviz: interrupted; the same command goes on with the images that are not in cats.lance\n"
+    assert run("index", "export", "cats", "cats.lance")[::2] == (130, told)
+
+
+def test_where_a_map_cannot_be_written_none_is_made(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
+    monkeypatch.setattr("cnnviz.cli.index.lay_out", lambda *_, **__: pytest.fail("the work was begun"))
+    code, _, err = run("index", "map", "cats", "--out", "pictures")
+    assert (code, "pictures' is a folder; give a file" in err) == (2, True)
+
+
 def test_a_database_that_is_not_there_is_not_made(run: Run, pictures: Path) -> None:
     assert run("index", "build", "cats", "pictures", "--workers", "0")[0] == 0
     code, _, err = run("index", "query", "cats", "--id", "face/0.png", "--database", "nowhere")

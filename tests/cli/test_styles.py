@@ -118,12 +118,39 @@ def test_each_picture_has_a_checkpoint_of_its_own(run: Run, here: Path) -> None:
     assert cnnviz.load(here / "dreams" / "1").tensors()["history"].shape == (1, 1), "nothing of a result is lost"
 
 
+@pytest.mark.parametrize("frames", [["frames/1.png"], ["frames/1.png", "frames/2.jpg"]])
+def test_interrupting_tells_what_a_checkpoint_kept(
+    run: Run, here: Path, frames: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: object, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("cnnviz.cli.common.Bar._step", step)
+    command = ("explain", "deep-dream", *frames, *MODEL, "--steps", "9", "--octaves", "1", "--jitter", "0")
+    command += ("--layer", "1", "--out", "dreams")
+    assert run(*command)[::2] == (130, "cnnviz: interrupted; nothing was written\n")
+    kept = "dream.safetensors" if len(frames) == 1 else "dream-1.safetensors"
+    told = f"cnnviz: interrupted; the same command goes on from {kept}\n"
+    assert run(*command, "--checkpoint", "dream.safetensors")[::2] == (130, told)
+    assert (here / kept).is_file()
+    assert not (here / "dreams").exists()
+
+
 def test_the_frames_themselves_are_never_written_over(run: Run, here: Path, trained: str) -> None:
     before = {path: path.read_bytes() for path in (here / "frames").rglob("*.*")}
     code, _, err = run("explain", "fast-style", "frames", "--model", trained, "--out", "frames")
     assert code == 2
     assert "holds something else than pictures made by cnnviz" in err
     assert {path: path.read_bytes() for path in (here / "frames").rglob("*.*")} == before
+
+
+def test_pictures_whose_names_have_two_endings_have_folders_too(run: Run, here: Path) -> None:
+    (here / "frames" / "1.png").rename(here / "frames" / "1.jpg.png")
+    options = ("--frames", "2", "--steps", "1", "--octaves", "1", "--jitter", "0", "--layer", "1")
+    code, _, err = run("explain", "deep-dream", "frames/1.jpg.png", "frames/2.jpg", *MODEL, *options, "--out", "dreams")
+    assert code == 0, err
+    assert cnnviz.load(here / "dreams" / "1.jpg").tensors()["images"].shape == (2, 3, 30, 40)
 
 
 def test_animations_of_several_pictures_have_folders(run: Run, here: Path) -> None:

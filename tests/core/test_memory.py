@@ -48,7 +48,25 @@ def test_budget_is_read(memory: int | str | None, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "memory", [0, -1, MIB - 1, "0", "-2GiB", "1023KiB", "2 apples", "GiB", "", "1e9", "2,5GiB", 1e9, True, [GIB]]
+    "memory",
+    [
+        0,
+        -1,
+        MIB - 1,
+        "0",
+        "-2GiB",
+        "1023KiB",
+        "2 apples",
+        "GiB",
+        "",
+        "1e9",
+        "2,5GiB",
+        1e9,
+        True,
+        [GIB],
+        "9" * 400,
+        1 << 63,
+    ],
 )
 def test_what_is_no_budget_is_told(memory: Any) -> None:
     with pytest.raises(OptionError, match=r"memory: got .*expected at least 1 MiB.*'2GiB'"):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import cnnviz
-from cnnviz.data import demo_picture
+from cnnviz.data import demo_picture, open_image
 from cnnviz.report import Report, make_report
 
 
@@ -120,6 +121,30 @@ def test_a_technique_that_cannot_run_is_reported_on_the_page(tmp_path: Path) -> 
     assert "met no ReLU" in text
     assert "cat &lt;b&gt;.png" in text
     assert "<b>.png" not in text
+
+
+def test_one_photograph_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [tmp_path / f"{number}.png" for number in range(4)]
+    for place in places:
+        demo_picture().resize((64, 64)).save(place)
+    opened: list[weakref.ref[Any]] = []
+    held: list[int] = []
+
+    def opens(path: Path) -> Any:
+        held.append(sum(one() is not None for one in opened))
+        image = open_image(path)
+        opened.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("cnnviz.report.page.open_image", opens)
+    made = make_report(cnnviz.load_model(), places, names=[])
+    assert [section.name for section in made.sections] == ["0.png", "1.png", "2.png", "3.png"]
+    assert max(held) <= 1
+    (tmp_path / "3.png").write_bytes(b"no image")
+    with pytest.raises(cnnviz.InputError, match=r"3\.png' is no image"):
+        make_report(
+            cnnviz.load_model(), places, names=["saliency"], started=lambda *_: pytest.fail("the work was begun")
+        )
 
 
 def test_a_result_that_cannot_be_drawn_takes_no_other_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
