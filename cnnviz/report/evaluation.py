@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,14 +74,24 @@ def evaluation_page(evaluation: Evaluation, drawn: dict[str, str]) -> str:
         rows=rows,
         best=best,
         cards=[
-            {"name": name, "metric": metric, "options": evaluation.options[name], "drawing": drawn[name]}
-            for name, metric in evaluation.metrics.items()
+            {
+                "name": name,
+                "metric": metric,
+                "options": evaluation.options[name],
+                "drawing": _inline(drawn[name], number),
+            }
+            for number, (name, metric) in enumerate(evaluation.metrics.items())
         ],
         failures=[(" by ".join(filter(None, reversed(key))), why) for key, why in evaluation.failures.items()],
         provenance=made_by,
         options={name: _options(p) for name, p in evaluation.provenance.items()},
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _inline(drawing: str, number: int) -> str:
+    """Return an SVG document as a part of a page, its ids unlike those of the other ones."""
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1plot-{number}-", drawing[drawing.index("<svg") :])
 
 
 def _options(provenance: Provenance | None) -> str:
