@@ -77,6 +77,71 @@ def test_images_are_looked_at_found_and_chosen(page_of: Path, browser: Any, widt
     assert complaints == []
 
 
+@pytest.mark.parametrize(("width", "height"), [(667, 240), (300, 150), (120, 80)])
+def test_the_map_fits_short_screens(page_of: Path, browser: Any, width: int, height: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(page_of.as_uri())
+    page.wait_for_timeout(200)
+    assert page.evaluate("view.scale") > 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide, high = page.evaluate("[map.clientWidth, map.clientHeight]")
+    assert high >= 100, "there is room for it, if need be below the controls"
+    places = page.evaluate("[...Array(count).keys()].map(i => [points[2 * i], points[2 * i + 1], ...screen(i)])")
+    assert all(0 < x < wide and 0 < y < high for _, _, x, y in places)
+    by_x, by_y = sorted(places), sorted(places, key=lambda place: place[1])
+    assert by_x[0][2] < by_x[-1][2], "it is not mirrored"
+    assert by_y[0][3] > by_y[-1][3], "nor upside down"
+    page.close()
+
+
+def test_the_keyboard_shows_images_too(page_of: Path, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 900, "height": 700})
+    page.goto(page_of.as_uri())
+    page.wait_for_timeout(200)
+    assert page.get_attribute("#map", "role") == "application"
+    assert "N and P show the next and the previous image" in page.get_attribute("#map", "aria-label")
+    assert page.locator("[aria-live=polite] #card").count() == 1
+    page.focus("#map")
+    page.keyboard.press("n")
+    page.keyboard.press("n")
+    assert page.inner_text("#card .name") == page.evaluate("data.ids[1]")
+    page.keyboard.press("p")
+    page.keyboard.press("p")
+    assert page.inner_text("#card .name") == page.evaluate("data.ids[count - 1]")
+    page.fill("#find", "012")
+    page.focus("#map")
+    for key in ("+",) * 9 + ("ArrowLeft",) * 9 + ("n",):
+        page.keyboard.press(key)
+    assert page.inner_text("#card .name") == "blue/012.png", "only what was found is gone through"
+    x, y = page.evaluate("screen(picked)")
+    assert 0 < x < page.evaluate("map.clientWidth"), "and the map moves there"
+    assert 0 < y < page.evaluate("map.clientHeight")
+    page.keyboard.press("Escape")
+    assert page.locator("#card").is_hidden()
+    page.locator("#legend button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true", "the focus stays"
+    page.close()
+
+
+def test_small_classes_can_be_chosen_too(tmp_path: Path, browser: Any) -> None:
+    images = fill(tmp_path / "images", 45)
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        (images / f"kind-{number:02}").mkdir()
+        path.rename(images / f"kind-{number:02}" / path.name)
+    index = build_index(small_model(), images, tmp_path / "index", layer="1", workers=0)
+    page = browser.new_page()
+    page.goto(save_map(index, lay_out(index, "pca"), tmp_path / "map.html", method="components").as_uri())
+    assert page.locator("#legend button").count() == 41
+    page.locator("#legend button", has_text="5 smaller ones").click()
+    texts = page.locator("#legend button").all_inner_texts()
+    assert sorted(texts) == [f"kind-{number:02}\n1" for number in range(45)]
+    assert page.evaluate("document.activeElement === legend.children[40]")
+    page.locator("#legend button").last.click()
+    assert page.evaluate("[...Array(count).keys()].filter(lit).length") == 1
+    page.close()
+
+
 def test_images_without_a_label_are_counted_too(tmp_path: Path, browser: Any) -> None:
     images = fill(tmp_path / "images", 5)
     (images / "red" / "002.png").rename(images / "002.png")
