@@ -26,6 +26,7 @@ from ..writing import write_file
 from .template import render_page
 
 _BAR = 320
+_ROWS = 12  # of one result that are shown
 
 
 @dataclass(frozen=True)
@@ -175,18 +176,28 @@ def _card(explanation: Explanation, known: Any) -> _View:
     provenance = explanation.provenance
     assert provenance is not None
     technique = known[provenance.technique]
-    panels = explanation.panels(1)[0]
-    scale = panels[-1][2]
+    rows = explanation.panels(_ROWS + 1)
+    scales = [row[-1][2] for row in rows[:_ROWS]]
+    readings = dict.fromkeys(_reading(scale, technique.family) for scale in scales if scale is not None)
     return {
         "name": provenance.technique,
         "family": technique.family,
         "summary": technique.summary,
+        "rows": [_row(row) for row in rows[:_ROWS]],
+        "reading": " ".join(readings),
+        "more": f"The first {_ROWS}; cnnviz explain {provenance.technique} writes all." if len(rows) > _ROWS else "",
+        "provenance": provenance,
+    }
+
+
+def _row(panels: list[tuple[Image.Image, str, render.Scale | None]]) -> _View:
+    """Return what is shown of one target of a result: pictures side by side, with their caption and scale."""
+    scale = panels[-1][2]
+    return {
         "caption": panels[0][1],
         "panels": [_enlarged(image) for image, _, _ in panels],
         "bar": None if scale is None else render.colour_bar(scale, _BAR, 10),
         "ticks": [] if scale is None else [label for _, label in scale.ticks()],
-        "reading": "" if scale is None else _reading(scale, technique.family),
-        "provenance": provenance,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import re
 import subprocess
@@ -10,12 +12,14 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 import cnnviz
 from cnnviz.data import demo_picture, open_image
-from cnnviz.report import Report, make_report
+from cnnviz.report import Report, Section, make_report
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,10 @@ def test_page_is_whole_and_fits(demo: Any, browser: Any, width: int, scheme: str
     assert _contrast(page) >= 4.5
     ratio = page.evaluate("(i => i.clientWidth / i.clientHeight)(document.querySelector('.hero img'))")
     assert ratio == pytest.approx(1, abs=0.02), "the photograph is not stretched"
-    assert page.screenshot(path=tmp_path / "page.png", full_page=True)
+    with Image.open(io.BytesIO(page.screenshot(full_page=True))) as shot:
+        dark = numpy.asarray(shot.convert("L"))[:, : width // 100].mean() < 128
+        assert (shot.width, dark) == (width, scheme == "dark")
+        assert shot.height > 3000
     page.close()
 
 
@@ -121,6 +128,66 @@ def test_a_technique_that_cannot_run_is_reported_on_the_page(tmp_path: Path) -> 
     assert "met no ReLU" in text
     assert "cat &lt;b&gt;.png" in text
     assert "<b>.png" not in text
+
+
+HEADINGS = "[...document.querySelectorAll('h1, h2, h3, h4')].map(h => [Number(h.tagName[1]), h.textContent])"
+
+
+def nested(headings: list[list[Any]]) -> bool:
+    """Whether a page has one main heading, and no level is left out below it."""
+    levels = [level for level, _ in headings]
+    return levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_every_target_is_shown(tmp_path: Path, browser: Any) -> None:
+    demo_picture().save(tmp_path / "cat.png")
+    made = make_report(cnnviz.load_model(), [tmp_path / "cat.png"], names=["grad-cam"], target=cnnviz.top(3))
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(made.write(tmp_path / "page.html").as_uri())
+    captions = page.locator("#grad-cam .caption").all_inner_texts()
+    assert [caption.partition(": ")[2].partition(",")[0] for caption in captions] == [
+        "Egyptian cat",
+        "tiger cat",
+        "tabby",
+    ]
+    assert page.locator("#grad-cam .panels img").count() == 6
+    assert page.locator("#grad-cam .bar").count() == 3
+    assert page.locator("#grad-cam .reading").all_inner_texts() == ["The brighter, the more."]
+    ends = page.locator("#grad-cam .ticks span:last-child").all_inner_texts()
+    assert len(set(ends)) == 3, "each has its own scale"
+    first, second, _ = page.locator("#grad-cam .rows > div").all()
+    assert first.bounding_box()["y"] == second.bounding_box()["y"], "side by side"
+    assert page.evaluate("document.querySelectorAll('main').length") == 1
+    assert nested(page.evaluate(HEADINGS))
+    page.set_viewport_size({"width": 390, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+@pytest.mark.parametrize("count", [12, 13])
+def test_of_very_many_targets_the_first_are_shown(count: int) -> None:
+    made = cnnviz.Heatmap(values=torch.rand(count, 1, 4, 4), provenance=cnnviz.Provenance("grad-cam"))
+    section = Section("cat.png", demo_picture(), (), {"grad-cam": made}, ())
+    page = Report(cnnviz.load_model(), (section,)).html()
+    assert page.count('class="bar"') == 12
+    assert ("The first 12; cnnviz explain grad-cam writes all." in page) == (count > 12)
+
+
+def test_several_photographs_are_parts_of_one_page(tmp_path: Path, browser: Any) -> None:
+    for name in ("a.png", "b.png"):
+        demo_picture().resize((64, 64)).save(tmp_path / name)
+    made = make_report(cnnviz.load_model(), [tmp_path / "a.png", tmp_path / "b.png"], names=["grad-cam", "filters"])
+    page = browser.new_page()
+    page.goto(made.write(tmp_path / "page.html").as_uri())
+    headings = page.evaluate(HEADINGS)
+    assert nested(headings)
+    assert headings[0] == [1, "What mobilenet_v2 sees in 2 photographs"]
+    part = [[3, "What it predicts"], [3, "attribution"], [4, "grad-cam"], [3, "inspection"], [4, "filters"]]
+    assert headings[1:] == [[2, "a.png"], *part, [2, "b.png"], *part, [2, "Provenance"]]
+    assert page.evaluate("document.querySelectorAll('main, body > header').length") == 2
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(set(ids)) == len(ids)
+    page.close()
 
 
 def test_one_photograph_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
