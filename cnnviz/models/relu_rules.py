@@ -57,8 +57,8 @@ def relu_rule(rule: Rule) -> Iterator[None]:
     It acts on calls of this thread, not on modules: nn.ReLU, F.relu, torch.relu, Tensor.relu_, in-place and reused
     ones, ReLU6 and hardtanh from 0, clamp(min=0), the maximum of x and zeros, threshold at 0. LeakyReLU, PReLU, ELU,
     SELU, CELU, SiLU, GELU, Mish, Hardswish and Softplus follow the same two formulas with their own f'. Gates
-    (sigmoid, hardsigmoid, tanh) are left alone. Not seen: ``where(x > 0, x, 0)``, ``x * (x > 0)``, and what TorchScript,
-    another thread or an autograd.Function of one's own calls; techniques refuse that or warn of it.
+    (sigmoid, hardsigmoid, tanh) are left alone. Not seen: ``where(x > 0, x, 0)``, ``x * (x > 0)``, and what is called
+    by TorchScript, in another thread or in an autograd.Function of one's own; techniques refuse that or warn of it.
 
     Raises:
         ModelError: nothing was rectified on a path that asks for gradients, so that the result would be the plain
