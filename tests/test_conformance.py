@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -248,6 +249,20 @@ def forgets_finally(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     return heat
 
 
+def forgets_training_mode(request: cnnviz.Request, options: _Options) -> torch.Tensor:
+    """Leave the caller's module in eval mode where the model fails."""
+    module = request.described.module
+    before = module.training
+    with _LOCK:  # or threads were told first
+        module.eval()
+        heat = _gradient(request)
+        module.train(before)
+    return heat
+
+
+_LOCK = threading.Lock()
+
+
 def swallows_errors(request: cnnviz.Request, options: _Options) -> torch.Tensor:
     """Return zeros where the model fails."""
     try:
@@ -320,6 +335,7 @@ def process_left_alone() -> Iterator[None]:
         (asks_cudnn_to_try, r"changed the model or the process: torch\.backends\.cudnn\.benchmark$"),
         (hooks_all_modules, "changed the model or the process: torch's _global_forward_hooks"),
         (forgets_finally, "changed the model or the process: .*conv1.weight"),
+        (forgets_training_mode, "changed the model or the process: .*training"),
         (swallows_errors, "raised by the model did not reach the caller"),
         (returns_truth, "bool, expected floating point"),
         (returns_whole_numbers, "int64, expected floating point"),

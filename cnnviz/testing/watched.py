@@ -69,7 +69,7 @@ class Failing:
     """
 
     def __init__(self, model: nn.Module, plugin: Watched, allowed: int | None) -> None:
-        self.module = replicate(model)
+        self.module = replicate(model).train(model.training)  # as the caller left it
         self.passes = 0
         kind = type(self.module)
 
