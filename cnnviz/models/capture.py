@@ -129,8 +129,8 @@ class Captured:
         model = self._model()
         if model is not None and any(map(_is_compiled, model.modules())):
             return (
-                f"layer '{name.module}' was never called; a compiled network that ran before calls no layers: run the "
-                "module that was given to torch.compile, or call torch._dynamo.reset()"
+                f"layer '{name.module}' was never called; a compiled network that ran before calls no modules: run the "
+                "module that was given to torch.compile"
             )
         return (
             f"layer '{name.module}' was never called; name one that the forward pass calls (cnnviz layers lists them), "
