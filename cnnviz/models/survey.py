@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CnnvizError, InputError, LayerError
 from .model import Model
-from .randomness import drawn_by, undone_if
+from .randomness import undone_if
 from .receptive_field import FieldTracker, ReceptiveField, tensors_in
 from .replica import replicate
 
@@ -197,15 +197,8 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     tracker = FieldTracker(given) if fields else None
     gpu = next((tensor.device for tensor in given if tensor.is_cuda), None)
     undone = undone_if(lambda: memory.draws, gpu)
-    output: Any = None
-
-    def run() -> None:
-        nonlocal output
-        with memory, tracker or nullcontext():
-            output = twin(*args, **kwargs)
-
-    with undone, torch.inference_mode(False), torch.no_grad():
-        draws = drawn_by(run, lambda: replicate(twin)(*args, **kwargs))
+    with undone, torch.inference_mode(False), torch.no_grad(), memory, tracker or nullcontext():
+        output = twin(*args, **kwargs)
     layers = tuple(
         Layer(
             name=f"{call.name}#{call.index}" if counts[call.name] > 1 else call.name,
@@ -226,7 +219,7 @@ def _observe(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         working=memory.working,
         kept=memory.kept,
         weights=sum(weights.values()),
-        draws=memory.draws or draws,
+        draws=memory.draws,
         fixed=all(tensor.is_meta for tensor in given),
         aliases={
             other: names[module]

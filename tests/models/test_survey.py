@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy
 import pytest
 import torch
 import torchvision
@@ -268,59 +265,6 @@ def test_global_random_state_is_left_alone_by_numbers_drawn_on_the_cpu() -> None
     before = torch.get_rng_state()
     assert survey(Function(lambda self, x: x * torch.rand(())), blank()).draws
     assert torch.equal(torch.get_rng_state(), before)
-
-
-from_python, legacy = random.uniform, numpy.random
-
-
-def states() -> tuple[Any, ...]:
-    kind, keys, *rest = legacy.get_state()
-    return random.getstate(), kind, keys.tolist(), rest
-
-
-DRAWS_ELSEWHERE: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "random.random": lambda self, x: x * random.random(),
-    "random.gauss": lambda self, x: x * random.gauss(0, 1),
-    "a function of random": lambda self, x: x * from_python(1, 2),
-    "numpy.random.rand": lambda self, x: x * float(numpy.random.rand()),  # noqa: NPY002  # what is to be noticed
-    "numpy's module": lambda self, x: x * float(legacy.normal()),
-    "where values are needed": lambda self, x: x * random.random() if x.sum().item() > -1e9 else x,
-}
-
-
-@pytest.mark.parametrize("draw", DRAWS_ELSEWHERE.values(), ids=DRAWS_ELSEWHERE.keys())
-def test_numbers_of_python_and_numpy_are_noticed_and_put_back(draw: Callable[[Any, Tensor], Tensor]) -> None:
-    before = states()
-    assert survey(Function(draw), blank()).draws
-    assert states() == before
-
-
-@pytest.mark.parametrize("draw", DRAWS_ELSEWHERE.values(), ids=DRAWS_ELSEWHERE.keys())
-def test_networks_that_draw_in_python_and_numpy_depend_on_the_seed_alone(draw: Callable[[Any, Tensor], Tensor]) -> None:
-    net = Function(lambda self, x: draw(self, self.c(x)).mean((2, 3)), c=nn.Conv2d(3, 4, 3)).eval()
-    x = torch.rand(2, 3, 8, 8)
-    first = cnnviz.explain(net, x, "saliency", target=0, seed=3)
-    random.random(), legacy.rand()
-    before = states()
-    again, other = (cnnviz.explain(net, x, "saliency", target=0, seed=seed) for seed in (3, 4))
-    assert states() == before
-    assert torch.equal(first.values, again.values)
-    assert not torch.equal(first.values, other.values)
-
-
-def test_numbers_that_another_thread_draws_are_not_the_networks() -> None:
-    def elsewhere(_: Any, x: Tensor) -> Tensor:
-        with ThreadPoolExecutor(1) as pool:
-            drawn.append(pool.submit(lambda: random.random() + legacy.rand()).result())
-        return x
-
-    drawn: list[float] = []
-    random.seed(0)
-    legacy.seed(0)
-    assert not survey(Function(elsewhere), blank()).draws
-    random.seed(0)
-    legacy.seed(0)
-    assert drawn == [random.random() + legacy.rand() for _ in drawn]
 
 
 # ---------------------------------------------------------------- values decide
