@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 import cnnviz
-from cnnviz.testing.suite import _equal, _snapshot
+from cnnviz.testing.snapshot import changed, snapshot
 from tests import quick
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model is in training mode")
@@ -45,8 +45,7 @@ def explained(network: nn.Module, name: str, x: torch.Tensor) -> cnnviz.Explanat
 
 
 def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
-    changed = [key for key, value in _snapshot(model).items() if not _equal(value, before[key])]
-    assert changed == []
+    assert changed(before, snapshot(model)) == []
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
@@ -56,7 +55,7 @@ def test_nothing_changes_on_success(name: str, network: nn.Module, images: torch
     last = [module for module in network.modules() if not list(module.children())][-1]
     handle = last.register_forward_hook(lambda *_: calls.append(1))
     try:
-        before = _snapshot(network)
+        before = snapshot(network)
         result = explained(network, name, images)
         assert_unchanged(network, before)
         assert not calls, "the owner's hooks must not run"
@@ -76,7 +75,7 @@ def test_nothing_changes_when_the_model_fails_in_the_middle(
     explainer = cnnviz.Explainer(network, name, **FASTER.get(name, {}))
     given = quick.arguments(name, images)
     first = explainer(*given)  # the survey of the model is made and remembered
-    before = _snapshot(network)
+    before = snapshot(network)
 
     def fail(*_: Any) -> None:
         raise PlannedError
@@ -102,7 +101,7 @@ def test_eight_threads_get_what_each_gets_alone(name: str, network: nn.Module) -
     network = quick.network(name, network)
     explainer = cnnviz.Explainer(network, name, **FASTER.get(name, {}))
     alone = [explainer(*quick.arguments(name, batch)) for batch in batches]
-    before = _snapshot(network)
+    before = snapshot(network)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda batch: explainer(*quick.arguments(name, batch)), batches))
     assert_unchanged(network, before)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import cnnviz
-from cnnviz.testing.suite import _equal
 from tests import quick
 
 
@@ -67,7 +66,7 @@ def test_techniques(case: str, elsewhere: AbstractContextManager[Any]) -> None:
     with elsewhere:
         made = cnnviz.explain(net, inputs, name, **given)
     assert all(
-        _equal(value, vars(expected)[key]) for key, value in vars(made).items() if isinstance(value, torch.Tensor)
+        torch.equal(value, vars(expected)[key]) for key, value in vars(made).items() if isinstance(value, torch.Tensor)
     )
     assert made.__class__ is expected.__class__
 

@@ -109,13 +109,12 @@ def survey(model: nn.Module, example: Tensor, *, fields: bool = False) -> Survey
     """
     with torch.inference_mode(False):  # what is made there does not tell of operations in place
         row = example[:1].detach().clone()  # the network may begin with one
-        bare = row.to("meta")
-    twin = replicate(model, device="meta")
-    try:
-        return _observe(twin, (bare,), {}, fields=fields)
-    except Exception:  # noqa: BLE001, S110  # values are needed, or a real device, whatever the network says of it
-        pass
-    return _observe(replicate(model), (row,), {}, fields=fields)
+        twin = replicate(model, device="meta")
+        try:
+            return _observe(twin, (row.to("meta"),), {}, fields=fields)
+        except Exception:  # noqa: BLE001, S110  # values are needed, or a real device, whatever the network says of it
+            pass
+        return _observe(replicate(model), (row,), {}, fields=fields)
 
 
 def count_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:

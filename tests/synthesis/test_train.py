@@ -23,7 +23,7 @@ from cnnviz.memory import Batches
 from cnnviz.options import ImageOption
 from cnnviz.synthesis import StyleNetwork, train_style
 from cnnviz.synthesis.training import Training, _names
-from cnnviz.testing.suite import _equal, _snapshot
+from cnnviz.testing.snapshot import changed, snapshot
 
 QUICK: dict[str, Any] = {
     "size": 32, "style_size": 48, "batch": 2, "steps": 6, "width": 3, "blocks": 1, "log_every": 2, "style_weight": 20.0,
@@ -206,9 +206,9 @@ def test_a_batch_in_parts_is_the_whole_batch(
 
 def test_model_and_random_state_are_as_they_were(model: nn.Module, images: Path, style: Path, tmp_path: Path) -> None:
     model.train()
-    before, state = _snapshot(model), torch.get_rng_state()
+    before, state = snapshot(model), torch.get_rng_state()
     trained(model, images, style, tmp_path / "out")
-    assert [key for key, value in _snapshot(model).items() if not _equal(value, before[key])] == []
+    assert changed(before, snapshot(model)) == []
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -288,10 +288,10 @@ def test_what_makes_no_sense_is_told(
     style: Path,
     tmp_path: Path,
 ) -> None:
-    before = _snapshot(model)
+    before = snapshot(model)
     with pytest.raises(error, match=told):
         train_style(model, images, tmp_path / "out", **{**QUICK, "styles": style, **given})
-    assert [key for key, value in _snapshot(model).items() if not _equal(value, before[key])] == []
+    assert changed(before, snapshot(model)) == []
 
 
 def test_a_style_image_must_be_as_large_as_what_a_layer_sees(model: nn.Module, images: Path, tmp_path: Path) -> None:
