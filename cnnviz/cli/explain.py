@@ -56,7 +56,7 @@ class Techniques(TyperGroup):
         """Return the command of one technique."""
         made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         technique = techniques()[cmd_name]
-        made.command(cmd_name, help=inspect.getdoc(technique.function))(_command(technique))
+        made.command(cmd_name, help=technique.description)(_command(technique))
         return typer.main.get_command(made)
 
 

@@ -80,6 +80,9 @@ def test_help_of_a_technique_shows_its_flags_bounds_and_defaults(run: Run) -> No
     assert "default: 32" in out
     assert "a whole number ≥ 1" in out
     assert "--relu" not in out
+    told = " ".join(run("explain", "cam", "--help")[1].split())
+    assert "Zhou 2016" in told
+    assert "Raises" not in told, "errors are for those who call it from Python"
 
 
 def test_explain_writes_pictures_tensors_and_provenance(run: Run, photo: str, tmp_path: Path) -> None:
