@@ -117,10 +117,10 @@ from torch import nn
 
 torch.manual_seed(0)
 net = nn.Sequential(
-    nn.Conv2d(3, 4, 7, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    nn.Conv2d(1, 4, 7, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     nn.Linear(8, 3),
 ).eval()
-x = torch.randn(1, 3, 224, 224)
+x = torch.randn(1, 1, 224, 224)
 
 def run(stride):
     made = cnnviz.explain(net, x, "occlusion", window=1, stride=stride, target=1, memory="64MiB", method=sys.argv[1])
