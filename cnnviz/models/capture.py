@@ -17,6 +17,7 @@ from ..errors import LayerError, nearest
 from .receptive_field import tensors_in
 from .recorded import parted
 from .replica import unwrap
+from .state import version_of
 from .survey import count_calls
 
 
@@ -301,14 +302,14 @@ class _Watch:
             value = args[0] if key is None else kwargs[key]
             passed = self._record(name, value)
             pairs = zip(tensors_in(value), tensors_in(passed), strict=True)
-            clones[:] = [(given, got, _version(got)) for given, got in pairs if got is not given]
+            clones[:] = [(given, got, version_of(got)) for given, got in pairs if got is not given]
             return ((passed, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: passed})
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
             if threading.get_ident() != self.thread:
                 return None
             for given, got, version in clones:
-                if _version(got) != version:
+                if version_of(got) != version:
                     given.copy_(got)
                     output = given if output is got else output
             clones.clear()
@@ -323,13 +324,13 @@ class _Watch:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if threading.get_ident() == self.thread:
                 versions.clear()
-                versions.update((id(tensor), _version(tensor)) for tensor in tensors_in((args, kwargs)))
+                versions.update((id(tensor), version_of(tensor)) for tensor in tensors_in((args, kwargs)))
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
             if threading.get_ident() != self.thread:
                 return None
             found = [tensor for tensor in tensors_in(output) if id(tensor) in versions]
-            written = {id(tensor) for tensor in found if versions[id(tensor)] != _version(tensor)}
+            written = {id(tensor) for tensor in found if versions[id(tensor)] != version_of(tensor)}
             return self._record(name, output, written)
 
         return before, after
@@ -354,10 +355,6 @@ class _Watch:
         if last:
             raise _AllSeenError(self)
         return passed
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _usable(value: Any) -> Any:

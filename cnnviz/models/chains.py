@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from .convolution import is_plain
+from .diverted import Diverted
 
 _FEW: Final = 20480  # numbers; PyTorch may convolve so many by kernels of its own, which round otherwise
 _LARGE: Final = 1e38  # no result may exceed the largest number, three times that, since oneDNN's ReLUs lose NaN
@@ -25,7 +25,7 @@ class Growth(NamedTuple):
     offset: float
 
 
-class Chains:
+class Chains(Diverted):
     """Within it, convolutions, ReLUs and max-pools in a chain of an `nn.Sequential` leave maps as oneDNN lays them out.
 
     PyTorch brings the maps into that layout for each convolution, and out of it again, which takes a quarter of the
@@ -39,16 +39,7 @@ class Chains:
 
     def __init__(self, module: nn.Module, growths: Mapping[str, Growth]) -> None:
         self._growths = {module.get_submodule(name): growth for name, growth in growths.items()}
-        self._sequences = [one for one in _sequences(module) if any(layer in self._growths for layer in one)]
-
-    def __enter__(self) -> Self:
-        for sequence in self._sequences:
-            sequence.__dict__["forward"] = functools.partial(self._forward, sequence)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for sequence in self._sequences:
-            del sequence.__dict__["forward"]
+        self._diverted = [one for one in _sequences(module) if any(layer in self._growths for layer in one)]
 
     def _forward(self, sequence: nn.Sequential, input: Any) -> Any:  # noqa: A002  # as torch calls it
         usual = _runs_as_usual()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import nullcontext
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..ops._layout import memory_format
 from .convolution import Pack, by_tiles, convolved, has_kernel, is_plain, packed_size
+from .diverted import Diverted
 from .state import known_by
 
 _FEW: Final = 256  # products; PyTorch sums them in one go as fast as our kernels do, and errs as far as in any layout
@@ -24,7 +25,7 @@ class Unfoldable(BaseException):  # no error, and no `except Exception` of a net
     """A network writes to what a convolution took before it looks at what came of it."""
 
 
-class Folding:
+class Folding(Diverted):
     """Within it, a module's convolutions wait for what comes next: a batch norm in eval mode joins its convolution.
 
     Whatever else comes next gets what the convolution alone makes, so that all is as without it but for rounding. Where
@@ -43,22 +44,14 @@ class Folding:
 
     def __init__(self, module: nn.Module) -> None:
         every = [one for one in module.modules() if isinstance(one, (nn.Conv2d, nn.ConvTranspose2d))]
-        self._waiting = [one for one in every if isinstance(one, nn.Conv2d) and is_plain(one)]
-        self._own = {one for one in self._waiting if _is_for_us(one)}
+        waiting = [one for one in every if isinstance(one, nn.Conv2d) and is_plain(one)]
+        self._diverted = waiting
+        self._own = {one for one in waiting if _is_for_us(one)}
         wide = {one for one in every if not _rounds_well(one)}
-        self.helps = bool(self._waiting) and wide <= self._own
+        self.helps = bool(waiting) and wide <= self._own
         self.narrow = not wide
-        self.size = sum(_size_of(one, packed=one in self._own) for one in self._waiting)
+        self.size = sum(_size_of(one, packed=one in self._own) for one in waiting)
         self._kernels: dict[nn.Conv2d, tuple[Any, tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
-
-    def __enter__(self) -> Self:
-        for convolution in self._waiting:
-            convolution.__dict__["forward"] = functools.partial(self._forward, convolution)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for convolution in self._waiting:
-            del convolution.__dict__["forward"]
 
     def _forward(self, convolution: nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
         x = _run(input)

@@ -89,11 +89,11 @@ class FieldTracker(TorchFunctionMode):
         """Run `func` and note what its result sees."""
         kwargs = kwargs or {}
         given = tensors_in((args, kwargs))
-        known = [(tensor, seen) for tensor in given if (seen := self._known(tensor)) is not None]
-        if not known:
+        known = [(tensor, self._known(tensor)) for tensor in given]
+        tracked, sources = [tensor for tensor, seen in known if seen], [seen for _, seen in known if seen]
+        if not tracked:
             return func(*args, **kwargs)
-        tracked, sources = [tensor for tensor, _ in known], [seen for _, seen in known]
-        before = [(tensor, tensor._version, self._known(tensor)) for tensor in given]
+        before = [(tensor, tensor._version, seen) for tensor, seen in known]
         shape = tuple(tracked[0].shape)
         result = func(*args, **kwargs)
         outputs = tensors_in(result)

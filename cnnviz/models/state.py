@@ -103,8 +103,12 @@ def _told(value: Any, left: list[int], within: set[int]) -> Hashable:
 
 
 def _written(tensor: Tensor) -> tuple[int, int, int]:
-    # Inference tensors keep no version; a buffer may be one.
-    return id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), version_of(tensor)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return a number that grows as a tensor is written to; -1 for inference tensors, which keep none."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def fingerprint(*tensors: Tensor) -> str:

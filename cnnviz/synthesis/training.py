@@ -194,8 +194,8 @@ class Training:
                     self._show(samples)
                 advance(self.done, options.steps, progress, self._keep)
         except (KeyboardInterrupt, CnnvizError):
-            if whole:
-                self._keep_sound()
+            if whole and self._sound():
+                self._keep(now=True)
             raise
         finally:
             batches.close()
@@ -237,8 +237,8 @@ class Training:
             parameter.grad = torch.stack(slopes).sum(0) if len(slopes) > 1 else slopes[0]
         told = torch.stack([told for _, told in made]).sum(0).cpu()
         if not bool(torch.isfinite(told).all()):
-            self._keep_sound()
-            where = f"in '{self.folder}'" if self.checkpoint.path.exists() else "of no use"
+            kept = self._sound() or self.checkpoint.path.exists()  # a sound state is kept on the way out
+            where = f"in '{self.folder}'" if kept else "of no use"
             raise InputError(
                 f"the loss is {float(told[0])} at step {self.done + 1}; what was trained until then is {where}; begin "
                 "anew elsewhere with a smaller step_size, or with precision='float32'"
@@ -332,10 +332,9 @@ class Training:
     def _keep(self, done: bool = False, now: bool = False) -> None:
         self.checkpoint.keep("training", self._state, now=done or now)
 
-    def _keep_sound(self) -> None:
-        """Keep the state at once, where there is any that can be trained further."""
-        if self.done and all(bool(weights.isfinite().all()) for weights in self.network.parameters()):
-            self._keep(now=True)
+    def _sound(self) -> bool:
+        """Whether there is a state that can be trained further."""
+        return self.done > 0 and all(bool(weights.isfinite().all()) for weights in self.network.parameters())
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from ..models.state import version_of
+
 _PLAIN: Final = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _TABLES: Final = ("_parameters", "_buffers", "_modules")
 
@@ -91,11 +93,10 @@ def _items(path: str, value: Any, within: frozenset[int] = frozenset()) -> Itera
 
 
 def _seen(tensor: Tensor) -> _Seen:
-    version = -1 if tensor.is_inference() else tensor._version
     gradient = tensor.grad if tensor.is_leaf else None
     return _Seen(
         tensor,
-        (tensor.data_ptr(), tensor.requires_grad, version),
+        (tensor.data_ptr(), tensor.requires_grad, version_of(tensor)),
         tensor.detach().clone(),
         None if gradient is None else gradient.clone(),
     )
