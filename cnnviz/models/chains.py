@@ -35,11 +35,17 @@ class Chains(Diverted):
     Args:
         module: the replica.
         growths: of its convolutions that stand in chains, see `growths_in`.
+
+    Attributes:
+        layers: what stands in these sequences.
     """
 
     def __init__(self, module: nn.Module, growths: Mapping[str, Growth]) -> None:
         self._growths = {module.get_submodule(name): growth for name, growth in growths.items()}
-        self._diverted = [one for one in _sequences(module) if any(layer in self._growths for layer in one)]
+        sequences = _sequences(module) if growths else []
+        chained = [one for one in sequences if any(layer in self._growths for layer in one)]
+        self._diverted = chained
+        self.layers = frozenset(layer for one in chained for layer in one)
 
     def _forward(self, sequence: nn.Sequential, input: Any) -> Any:  # noqa: A002  # as torch calls it
         usual = _runs_as_usual()

@@ -29,13 +29,14 @@ class Lender:
         self._stamp = stamp(self.module)
         self._idle: list[tuple[nn.Module, Hashable]] = [(replica, stamp(replica))]
         self._fingerprint = ""
+        self._parts = distinct(self.module)
 
     def refresh(self) -> None:
         """Look whether the model changed since the last call, and forget what was made of the old one if so."""
         now = stamp(self.module)
         with self._lock:
             if now != self._stamp:
-                self._stamp, self._idle, self._fingerprint = now, [], ""
+                self._stamp, self._idle, self._fingerprint, self._parts = now, [], "", distinct(self.module)
 
     @contextmanager
     def borrow(self) -> Iterator[nn.Module]:
@@ -63,7 +64,7 @@ class Lender:
 
     def hooks(self) -> int:
         """Return how many forward hooks the model has, which its replicas are without."""
-        return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in distinct(self.module))
+        return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in self._parts)
 
     def survey(self, example: Tensor) -> Survey:
         """Return the survey of a forward pass on such an input; remembered as long as the model stays as it is."""

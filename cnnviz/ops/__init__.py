@@ -10,6 +10,7 @@ from .crop_patches import crop_patches
 from .gram_matrix import gram_matrix
 from .grow_texture import Guide, grow_texture
 from .guided_relu import guided_relu, guided_relu_
+from .max_pool import max_pool, max_pool_is_native
 from .occlude import occlude
 from .overlay_cat import Joined, conv_cat, overlay_cat
 from .overlay_crop import Overlaid, overlay_crop
@@ -28,6 +29,8 @@ __all__ = [
     "grow_texture",
     "guided_relu",
     "guided_relu_",
+    "max_pool",
+    "max_pool_is_native",
     "occlude",
     "overlay_cat",
     "overlay_crop",

@@ -31,6 +31,7 @@ DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix, plain": lambda x: ops.gram_matrix(x, normalise=False),
     "guided_relu": lambda x: ops.guided_relu(x, "plain"),  # the other rules give no derivative of the output
     "crop_patches": lambda x: ops.crop_patches(x, INDEX, YX, (3, 2)),
+    "max_pool": lambda x: ops.max_pool(x, (3, 2), (1, 2), (1, 1)),
 }
 
 
@@ -51,6 +52,16 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "guided_relu_backward": lambda: (_leaf(IMAGES), IMAGES.relu(), "deconvnet"),
     "crop_patches": lambda: (_leaf(IMAGES), INDEX, YX, [3, 2], 0.5),
     "crop_patches_backward": lambda: (_leaf(torch.ones(4, 2, 3, 2)), INDEX, YX, [3, 2, 5, 4]),
+    "max_pool": lambda: (_leaf(IMAGES), [3, 2], [1, 2], [1, 1], [1, 1], False),
+    "max_pool_backward": lambda: (
+        _leaf(torch.ones(3, 2, 5, 3).double()),
+        IMAGES,
+        [3, 2],
+        [1, 2],
+        [1, 1],
+        [1, 1],
+        False,
+    ),
     "occlude": lambda: (IMAGES, torch.tensor([[1, 0, 2, 1, 4]]), IMAGES[0], True),
     "grow_texture": lambda: (
         IMAGES[0],
@@ -235,6 +246,14 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
             r"weight is \(6, 2, 3, 3\) torch.float32 with groups=3, expected .* or \(C, 1, kh, kw\) with groups=C",
         ),
         (lambda: ops.packed_kernel(WEIGHT.double()), r"weight is \(6, 2, 3, 3\) torch.float64 with groups=1"),
+        (
+            lambda: ops.max_pool(IMAGES, (2, 5), (1, 1)),
+            r"max_pool: x is \(3, 2, 5, 4\) torch.float64, kernel \(2, 5\), .* and room for a window",
+        ),
+        (lambda: ops.max_pool(IMAGES, (2, 2), (1, 1), (2, 0)), "a padding of at most half of the kernel"),
+        (lambda: ops.max_pool(IMAGES, (2, 2), (1, 0)), r"stride \(1, 0\)"),
+        (lambda: ops.max_pool(IMAGES.half(), (2, 2), (1, 1)), "torch.float16, kernel .* expected float32 or float64"),
+        (lambda: ops.max_pool(IMAGES[..., :0], (1, 2), (1, 1), (0, 1)), "room for a window"),
         (lambda: ops.guided_relu(IMAGES, "guded"), "guided_relu: rule is 'guded', expected one of 'plain'"),  # type: ignore[arg-type]
         (lambda: ops.guided_relu_(IMAGES.clone(), "guded"), "guided_relu_: rule is 'guded', expected one of"),  # type: ignore[arg-type]
         (lambda: ops.guided_relu_(torch.ones(2).long()), r"guided_relu_: x is \(2,\) torch.int64, expected a float32"),

@@ -30,6 +30,42 @@ def guided_relu_gradient(x: Tensor, grad: Tensor, rule: str) -> Tensor:
     return made.to(grad.device)
 
 
+def max_pool(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:
+    """Look at each element of each window in turn; return the maxima, and (N, C, h, w, 2) rows and columns of these."""
+    count, channels, height, width = x.shape
+    room = [n + 2 * p - d * (k - 1) - 1 for n, k, p, d in zip((height, width), kernel, padding, dilation, strict=True)]
+    size = [r // s + 1 for r, s in zip(room, stride, strict=True)]
+    for axis in range(2):  # one more, unless all of it lies past the end
+        begin = size[axis] * stride[axis] - padding[axis]
+        size[axis] += ceil_mode and room[axis] % stride[axis] > 0 and begin < x.shape[2 + axis]
+    made, places = x.new_zeros(count, channels, *size), torch.zeros(count, channels, *size, 2, dtype=torch.long)
+    for n in range(count):
+        for c in range(channels):
+            for i in range(size[0]):
+                for j in range(size[1]):
+                    best: tuple[float, int, int] | None = None
+                    for a in range(kernel[0]):
+                        for b in range(kernel[1]):
+                            row = i * stride[0] - padding[0] + a * dilation[0]
+                            column = j * stride[1] - padding[1] + b * dilation[1]
+                            if not (0 <= row < height and 0 <= column < width):
+                                continue
+                            value = float(x[n, c, row, column])
+                            if best is None or value > best[0] or math.isnan(value):
+                                best = value, row, column
+                    assert best is not None
+                    made[n, c, i, j] = best[0]
+                    places[n, c, i, j] = torch.tensor(best[1:])
+    return made, places
+
+
 def occlude(images: Tensor, windows: Tensor, baseline: Tensor) -> Tensor:
     """Copy an image and overwrite its window, one after the other."""
     made = []

@@ -1,0 +1,57 @@
+"""Max-pools of a network by a kernel of our own, while it runs as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import max_pool, max_pool_is_native
+from .diverted import Diverted, saves_as_usual
+
+_TYPES: Final = (torch.float32, torch.float64)
+
+
+class Pools(Diverted):
+    """Within it, max-pools do not note where a maximum lies, which takes PyTorch most of the time.
+
+    The bits are the same, of gradients too. It sets `forward` on the module's instances of
+    `nn.MaxPool2d`, so that it is for a replica that nobody else runs meanwhile.
+
+    Args:
+        parts: the modules of a replica.
+        but: max-pools that are left as they are.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], but: frozenset[nn.Module]) -> None:
+        pools = [one for one in parts if isinstance(one, nn.MaxPool2d) and _is_usual(one) and one not in but]
+        self._diverted = pools if max_pool_is_native() else []
+
+    def _forward(self, pool: nn.MaxPool2d, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
+        if _is_for_us(input):
+            with suppress(ValueError):  # torch tells what does not fit in its own words
+                window = map(_pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
+                return max_pool(input, *window, ceil_mode=pool.ceil_mode)
+        made: Tensor = nn.MaxPool2d.forward(pool, input)
+        return made
+
+
+def _is_usual(pool: nn.MaxPool2d) -> bool:
+    return type(pool).forward is nn.MaxPool2d.forward and not pool.return_indices
+
+
+def _is_for_us(x: Tensor) -> bool:
+    """Whether these are plain maps, channels first in a CPU's memory."""
+    if type(x) is not Tensor or x.device.type != "cpu" or x.layout != torch.strided or x.dim() != 4:
+        return False
+    if x.dtype not in _TYPES or not x.numel() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    return x.is_contiguous() and (not x.requires_grad or saves_as_usual())
+
+
+def _pair(numbers: int | tuple[int, ...]) -> tuple[int, int]:
+    first, second = numbers if isinstance(numbers, (tuple, list)) else (numbers, numbers)
+    return int(first), int(second)
