@@ -13,19 +13,15 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, ModelError, OptionError, TargetError
 from .memory import Batches, batch_size, need
 from .models import (
-    LARGE,
     Chains,
     Folding,
-    InPlace,
     Layer,
     Model,
-    OverwrittenError,
     Pools,
     Preprocess,
     Survey,
     Unfoldable,
     capture,
-    distinct,
     fingerprint,
     growths_in,
     know_calls,
@@ -297,13 +293,6 @@ class Request:
             know_calls(model, known.counts if known.fixed else {})
             return self._run(model, x)
         with self._in_less_time(x):
-            in_place = self._in_place(x)
-            if in_place is not None:
-                with suppress(OverwrittenError), in_place:
-                    output = self._run(model, x.clone())  # or another run might begin with what this one made of it
-                    in_place.check()
-                    return output
-                in_place.failures.append(True)
             return self._run(model, x)
 
     def _run(self, model: nn.Module, x: Tensor) -> Any:
@@ -705,35 +694,14 @@ class Request:
         if type(x) is not Tensor or x.device.type != "cpu":
             yield
             return
-        chains = self._chains(x)
+        chains: Chains | None = None
+        if x.dtype == torch.float32 and not x.requires_grad:
+            example = x[:1] if self._inputs is None else None
+            growths = self.kept("growths", None, lambda: growths_in(self.model), example)
+            chains = self._shared.once("chains", lambda: Chains(self.model, growths))
         but = chains.layers if chains else frozenset()
-        with chains or nullcontext(), self._shared.once(("pools", but), lambda: Pools(self._parts, but)):
+        with chains or nullcontext(), self._shared.once(("pools", but), lambda: Pools(self.model, but)):
             yield
-
-    def _chains(self, x: Tensor) -> Chains | None:
-        if x.requires_grad or x.dtype != torch.float32:
-            return None
-        example = x[:1] if self._inputs is None else None
-        growths = self.kept("growths", None, lambda: growths_in(self.model), example)
-        return self._shared.once("chains", lambda: Chains(self.model, growths))
-
-    def _in_place(self, x: Tensor) -> InPlace | None:
-        """Return what runs the model on inputs in less memory, to the same bits, unless it fails."""
-        alike = type(x) is Tensor and self._inputs is not None and x.shape[1:] == self._inputs.shape[1:]
-        if not alike or x.device.type != "cpu":  # of others it would take another survey to tell how large maps are
-            return None
-        survey = self._survey()
-        if len(x) * survey.largest < LARGE or survey.draws:
-            return None
-        chains = self._chains(x)
-        but = chains.layers if chains else frozenset()
-        failures: list[bool] = self.kept("failures in place", None, list)
-        made = self._shared.once(("in place", but), lambda: InPlace(self._parts, but, failures))
-        return made if made.fits() else None
-
-    @property
-    def _parts(self) -> list[nn.Module]:
-        return self._shared.once("parts", lambda: distinct(self.model))
 
     @property
     def _folding(self) -> Folding:

@@ -3,7 +3,6 @@
 from .capture import Captured, addressable, capture, find_module, know_calls, without_wrappers
 from .chains import Chains, growths_in
 from .folding import Folding, Unfoldable, fold, packed
-from .in_place import LARGE, InPlace, OverwrittenError
 from .lender import Lender
 from .model import Model
 from .pools import Pools
@@ -13,19 +12,16 @@ from .receptive_field import ReceptiveField
 from .relu_rules import relu_rule
 from .replica import differs_in_training, replicate, unwrap
 from .sources import load_model
-from .state import digest, distinct, fingerprint, known_by, named_tensors
+from .state import digest, fingerprint, known_by, named_tensors
 from .survey import Layer, Survey, layers, survey, telling
 
 __all__ = [
-    "LARGE",
     "Captured",
     "Chains",
     "Folding",
-    "InPlace",
     "Layer",
     "Lender",
     "Model",
-    "OverwrittenError",
     "Pools",
     "Preprocess",
     "ReceptiveField",
@@ -35,7 +31,6 @@ __all__ = [
     "capture",
     "differs_in_training",
     "digest",
-    "distinct",
     "find_module",
     "fingerprint",
     "fold",

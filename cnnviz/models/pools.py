@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import max_pool, max_pool_is_native
-from .diverted import Diverted, saves_as_usual
+from .diverted import Diverted, is_ordinary
+from .state import distinct
 
 _TYPES: Final = (torch.float32, torch.float64)
 
@@ -18,20 +18,20 @@ _TYPES: Final = (torch.float32, torch.float64)
 class Pools(Diverted):
     """Within it, max-pools do not note where a maximum lies, which takes PyTorch most of the time.
 
-    The bits are the same, of gradients too. It sets `forward` on the module's instances of
-    `nn.MaxPool2d`, so that it is for a replica that nobody else runs meanwhile.
+    The bits are the same, of gradients too. It sets `forward` on the module's instances of `nn.MaxPool2d`, so that it
+    is for a replica that nobody else runs meanwhile.
 
     Args:
-        parts: the modules of a replica.
+        module: the replica.
         but: max-pools that are left as they are.
     """
 
-    def __init__(self, parts: Sequence[nn.Module], but: frozenset[nn.Module]) -> None:
-        pools = [one for one in parts if isinstance(one, nn.MaxPool2d) and _is_usual(one) and one not in but]
+    def __init__(self, module: nn.Module, but: frozenset[nn.Module]) -> None:
+        pools = [one for one in distinct(module) if type(one) is nn.MaxPool2d and one not in but]
         self._diverted = pools if max_pool_is_native() else []
 
     def _forward(self, pool: nn.MaxPool2d, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
-        if _is_for_us(input):
+        if _is_for_us(input) and not pool.return_indices:
             with suppress(ValueError):  # torch tells what does not fit in its own words
                 window = map(_pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
                 return max_pool(input, *window, ceil_mode=pool.ceil_mode)
@@ -39,17 +39,12 @@ class Pools(Diverted):
         return made
 
 
-def _is_usual(pool: nn.MaxPool2d) -> bool:
-    return type(pool).forward is nn.MaxPool2d.forward and not pool.return_indices
-
-
 def _is_for_us(x: Tensor) -> bool:
-    """Whether these are plain maps, channels first in a CPU's memory."""
-    if type(x) is not Tensor or x.device.type != "cpu" or x.layout != torch.strided or x.dim() != 4:
+    """Whether these are plain maps, channels first in a CPU's memory, in name as well: layers behind go by that."""
+    if not is_ordinary(x) or x.dim() != 4 or x.dtype not in _TYPES or not x.numel():
         return False
-    if x.dtype not in _TYPES or not x.numel() or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return False
-    return x.is_contiguous() and (not x.requires_grad or saves_as_usual())
+    _, channels, height, width = x.shape
+    return x.stride() == (channels * height * width, height * width, width, 1)
 
 
 def _pair(numbers: int | tuple[int, ...]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _native
 
-_FAR: Final = 2**30
+FAR: Final = 2**30
 _DTYPES: Final = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 
@@ -94,10 +94,10 @@ def corners(operator: str, name: str, value: Tensor, count: int) -> Tensor:
         ValueError: it is something else.
     """
     value = integers(operator, name, value, (count, 2))
-    if has_values(value) and (wrong := _native.first_outside(value, -_FAR, _FAR)) >= 0:
+    if has_values(value) and (wrong := _native.first_outside(value, -FAR, FAR)) >= 0:
         raise ValueError(
             f"{operator}: {name}[{wrong // 2}] is {value[wrong // 2].tolist()}, expected a row and a column within "
-            f"{_FAR} pixels"
+            f"{FAR} pixels"
         )
     return value
 

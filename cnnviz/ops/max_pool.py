@@ -45,12 +45,15 @@ def max_pool(
     _check.floating("max_pool", "x", x, "NCHW")
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     fits = all(n and n + 2 * p >= r for n, p, r in zip(x.shape[2:], padding, reach, strict=True))
-    pads = all(0 <= p <= k // 2 for p, k in zip(padding, kernel, strict=True))
-    if x.dtype not in (torch.float32, torch.float64) or min(*kernel, *stride, *dilation) < 1 or not (fits and pads):
+    axes = zip(x.shape[2:], kernel, padding, dilation, strict=True)
+    pads = all(p == 0 or (0 < p <= k // 2 and n >= d) for n, k, p, d in axes)  # so that no window is padding alone
+    numbers = *kernel, *stride, *dilation
+    whole = x.dtype in (torch.float32, torch.float64) and min(numbers) > 0 and max(*numbers, *x.shape[2:]) < _check.FAR
+    if not (whole and fits and pads):
         raise ValueError(
             f"max_pool: x is {_check.told(x)}, kernel {kernel}, stride {stride}, padding {padding} and dilation "
-            f"{dilation}, expected float32 or float64 (N, C, H, W), pairs of at least 1, a padding of at most half of "
-            "the kernel, and room for a window"
+            f"{dilation}, expected float32 or float64 (N, C, H, W), pairs from 1 to 2**30, a padding of at most half "
+            "of the kernel, and maps with room for a window, no shorter than the dilation where they are padded"
         )
     return _forward(x, list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
 
@@ -121,10 +124,11 @@ def _setup_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Take what lies where the maxima do; elsewhere nothing was passed."""
+    """Take what lies where the maxima do; small changes of the maps do not move these."""
     (x,) = ctx.saved_tensors
     places = _places(x, *ctx.window)
-    return grad.flatten(2).gather(2, places.flatten(2)).view(places.shape), *([None] * 6)
+    passed = grad.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+    return passed, torch.zeros_like(x), *([None] * 5)
 
 
 _forward = Operator(_max_pool, _setup, _backward)

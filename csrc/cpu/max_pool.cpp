@@ -16,7 +16,7 @@ struct Axis {
 
   int64_t offset(int64_t k) const { return k * dilation - padding; }
 
-  // The windows, first and last but one, whose k-th element is no padding.
+  // The first window whose k-th element is no padding, and the one behind the last.
   std::array<int64_t, 2> inside(int64_t k) const {
     const int64_t first = std::max<int64_t>(0, -offset(k)), stop = std::max<int64_t>(0, from - offset(k));
     return {(first + stride - 1) / stride, std::min(made, (stop + stride - 1) / stride)};
@@ -28,9 +28,16 @@ struct Windows {
 
   Windows(const Tensor& x, const Sizes& kernel, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
           bool ceil_mode) {
+    // Python has checked all this, but not for graphs that torch exported, which hold the operator alone.
+    const bool real = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
+    const size_t numbers = std::min({kernel.size(), stride.size(), padding.size(), dilation.size()});
+    STD_TORCH_CHECK(real && x.dim() == 4 && numbers == 2, "these are no maps, or no heights and widths");
     for (const int64_t a : {0, 1}) {
-      const int64_t from = x.size(2 + a), room = from + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
-      STD_TORCH_CHECK(kernel[a] > 0 && stride[a] > 0 && dilation[a] > 0 && padding[a] >= 0 && room >= 0, "windows do not fit");
+      const int64_t from = x.size(2 + a);
+      STD_TORCH_CHECK(std::max({kernel[a], stride[a], dilation[a], from}) < kFar, "windows reach too far");
+      STD_TORCH_CHECK(std::min({kernel[a], stride[a], dilation[a], from}) > 0, "windows are empty");
+      const int64_t room = from + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
+      STD_TORCH_CHECK(padding[a] >= 0 && padding[a] <= kernel[a] / 2 && room >= 0, "windows do not fit");
       int64_t made = (room + (ceil_mode ? stride[a] - 1 : 0)) / stride[a] + 1;
       if ((made - 1) * stride[a] >= from + padding[a]) --made;  // the last one would lie in the padding behind
       (a ? columns : rows) = {kernel[a], stride[a], padding[a], dilation[a], from, made};
@@ -80,8 +87,8 @@ void find(const Windows& windows, const T* plane, int64_t y, int64_t begin, int6
     const int64_t row = y * rows.stride + rows.offset(i);
     if (row < 0 || row >= rows.from) continue;
     for (int64_t k = 0; k < columns.kernel; ++k) {
-      const auto [inside, outside] = columns.inside(k);
-      const int64_t first = std::max(begin, inside), count = std::min(end, outside) - first, to = first - begin;
+      const auto [inside, behind] = columns.inside(k);
+      const int64_t first = std::max(begin, inside), count = std::min(end, behind) - first, to = first - begin;
       if (count <= 0) continue;
       const int64_t place = row * columns.from + first * step + columns.offset(k);
       const T* values = plane + place;
@@ -137,6 +144,9 @@ Tensor max_pool(const Tensor& x, const Sizes& kernel, const Sizes& stride, const
 Tensor max_pool_backward(const Tensor& grad, const Tensor& x, const Sizes& kernel, const Sizes& stride, const Sizes& padding,
                          const Sizes& dilation, bool ceil_mode) {
   const Windows windows(x, kernel, stride, padding, dilation, ceil_mode);
+  const bool alike = grad.scalar_type() == x.scalar_type() && grad.numel() == x.size(0) * x.size(1) * windows.made();
+  STD_TORCH_CHECK(alike, "there is not one gradient for each window");
+  STD_TORCH_CHECK(windows.plane() <= std::numeric_limits<int32_t>::max(), "maps are too large");
   const Tensor source = in_order(x), arriving = in_order(grad);
   Tensor made = empty(x, Sizes(x.sizes().begin(), x.sizes().end()), false);
   by_planes(x, windows, [&](auto zero, int64_t first, int64_t last) {
@@ -151,7 +161,8 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& x, const Sizes& kerne
         for (int64_t begin = 0; begin < windows.columns.made; begin += kColumns) {
           const int64_t end = std::min(begin + kColumns, windows.columns.made);
           find<T>(windows, read<T>(source) + i * windows.plane(), y, begin, end, most, at);
-          for (int64_t k = begin; k < end; ++k) to[at[k - begin]] += from[y * windows.columns.made + k];
+          for (int64_t k = begin; k < end; ++k)
+            if (at[k - begin] >= 0) to[at[k - begin]] += from[y * windows.columns.made + k];  // else all is padding
         }
     }
   });

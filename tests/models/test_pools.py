@@ -9,10 +9,11 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import cnnviz
 from cnnviz import ops
-from cnnviz.models import Chains, Folding, Pools, distinct, growths_in, pools, replicate
+from cnnviz.models import Chains, Folding, Pools, growths_in, pools, replicate
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def pooled(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 def within(net: nn.Module, x: Any) -> Any:
     replica = replicate(net)
-    with Pools(distinct(replica), frozenset()):
+    with Pools(replica, frozenset()):
         made = replica(x)
     assert not any("forward" in one.__dict__ for one in replica.modules())
     return made
@@ -43,10 +44,14 @@ def run(net: nn.Module, x: Any) -> Any:
 
 
 def bits(pooling: Callable[[nn.Module, Any], Tensor], net: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return what a network makes, and the gradient of a score."""
+    """Return what a network makes, gradients of scores, and their gradients."""
     leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
     made = pooling(net, leaf)
-    return [made.detach(), *torch.autograd.grad(made.square().sum(), leaf)]
+    found = [made.detach()]
+    for score in (made.sum(), made.square().sum()):
+        (slope,) = torch.autograd.grad(score, leaf, create_graph=True)
+        found += [slope.detach(), *torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)]
+    return found
 
 
 @pytest.mark.parametrize("name", ["googlenet", "squeezenet1_1", "densenet121", "resnet18", "alexnet"])
@@ -62,6 +67,10 @@ def test_networks_give_the_same_bits(name: str, pooled: list[torch.Size]) -> Non
 OTHERS: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
     "tells places": (nn.Sequential(nn.MaxPool2d(3, 2, return_indices=True)), lambda x: x),
     "channels last": (nn.MaxPool2d(3, 2), lambda x: x.contiguous(memory_format=torch.channels_last)),
+    "channels last in name": (
+        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 64, 3), nn.Conv2d(64, 32, 3)),
+        lambda x: torch.empty_strided((2, 1, 10, 11), (110, 1, 11, 1)).copy_(x[:, :1]),
+    ),
     "one image": (nn.MaxPool2d(3, 2), lambda x: x[0]),
     "none": (nn.MaxPool2d(3, 2), lambda x: x[:0]),
     "half precision": (nn.MaxPool2d(3, 2), lambda x: x.bfloat16()),
@@ -100,18 +109,42 @@ class Own(nn.MaxPool2d):
         return -super().forward(-x)
 
 
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.pool.return_indices = True
+        made, places = self.pool(x)
+        return made * places
+
+
+def test_settings_count_as_they_are_when_it_runs(pooled: list[torch.Size]) -> None:
+    x = torch.randn(1, 2, 6, 6)
+    assert torch.equal(within(Asking(), x), Asking()(x))
+    assert not pooled
+
+
 def test_classes_with_a_forward_of_their_own_are_left(pooled: list[torch.Size]) -> None:
     x = torch.randn(1, 2, 6, 6)
     assert torch.equal(within(Own(2), x), Own(2)(x))
     assert not pooled
 
 
-def test_maps_under_vmap_are_torchs(pooled: list[torch.Size]) -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # as torch says when it loads derivatives
+def test_what_torch_alone_can_is_torchs(pooled: list[torch.Size]) -> None:
     pool, x = nn.MaxPool2d(2), torch.randn(2, 3, 6, 6)
     replica = replicate(nn.Sequential(pool))
-    with Pools(distinct(replica), frozenset()):
-        made = torch.func.vmap(lambda one: replica(one[None])[0])(x)
-    assert torch.equal(made, pool(x))
+    with Pools(replica, frozenset()):
+        assert torch.equal(torch.func.vmap(lambda one: replica(one[None])[0])(x), pool(x))
+        _, tangent = torch.func.jvp(replica, (x,), (x,))
+        assert torch.equal(tangent, pool(x)), "it is as long as x is scaled"
+        with torch.inference_mode():
+            assert torch.equal(replica(x + 0), pool(x))
+        leaf = x.clone().requires_grad_()
+        made = checkpoint(replica, leaf, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(made.sum(), leaf)[0], torch.autograd.grad(pool(leaf).sum(), leaf)[0])
     assert not pooled
 
 
@@ -122,10 +155,10 @@ def test_chains_and_folding_keep_theirs(pooled: list[torch.Size]) -> None:
     replica = replicate(net)
     chains = Chains(replica, growths_in(replica))
     with torch.no_grad():
-        with chains, Pools(distinct(replica), chains.layers):
+        with chains, Pools(replica, chains.layers):
             assert torch.equal(replica(x), net(x))
         assert pooled == [(2, 16, 29, 29), (2, 4, 12, 12)]
-        with Pools(distinct(replica), frozenset()), Folding(replica):
+        with Pools(replica, frozenset()), Folding(replica):
             torch.testing.assert_close(replica(x), net(x))
 
 

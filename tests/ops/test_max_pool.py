@@ -95,5 +95,30 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     assert torch.equal(made[1], made[3])
 
 
+def test_where_windows_hold_padding_alone_nothing_else_is_written() -> None:
+    """Which Python refuses; graphs that were exported hold the operator alone."""
+    x = torch.randn(1, 2, 3, 3)
+    window = [2, 2], [1, 1], [1, 1], [4, 4], False
+    if has_kernel("max_pool", "CPU"):
+        made = torch.ops.cnnviz.max_pool_backward(torch.ones(1, 2, 1, 1), x, *window)
+        assert not made.any()
+
+
+@pytest.mark.skipif(not ops.max_pool_is_native(), reason="torch checks these")
+def test_what_graphs_hold_is_checked() -> None:
+    x, pool, back = torch.ones(1, 2, 8, 8), torch.ops.cnnviz.max_pool, torch.ops.cnnviz.max_pool_backward
+    good = [2, 2], [2, 2], [0, 0], [1, 1], False
+    for bad in (x.half(), x.long(), x[None], x[:, :, :0]):
+        with pytest.raises(RuntimeError):
+            pool(bad, *good)
+    for place in range(4):
+        for numbers in ([], [2], [-1, -1], [2**62, 2**62]):
+            with pytest.raises(RuntimeError):
+                pool(x, *good[:place], numbers, *good[place + 1 :])
+    for grad in (torch.ones(1, 2, 1, 1), torch.ones(1, 2, 4, 4).double()):
+        with pytest.raises(RuntimeError, match="one gradient for each window"):
+            back(grad, x, *good)
+
+
 def test_status_of_the_kernel() -> None:
     assert ops.max_pool_is_native() == has_kernel("max_pool", "CPU")

@@ -248,12 +248,13 @@ def test_schema_fake_and_autograd_agree(name: str) -> None:
         (lambda: ops.packed_kernel(WEIGHT.double()), r"weight is \(6, 2, 3, 3\) torch.float64 with groups=1"),
         (
             lambda: ops.max_pool(IMAGES, (2, 5), (1, 1)),
-            r"max_pool: x is \(3, 2, 5, 4\) torch.float64, kernel \(2, 5\), .* and room for a window",
+            r"max_pool: x is \(3, 2, 5, 4\) torch.float64, kernel \(2, 5\), .* with room for a window",
         ),
         (lambda: ops.max_pool(IMAGES, (2, 2), (1, 1), (2, 0)), "a padding of at most half of the kernel"),
         (lambda: ops.max_pool(IMAGES, (2, 2), (1, 0)), r"stride \(1, 0\)"),
         (lambda: ops.max_pool(IMAGES.half(), (2, 2), (1, 1)), "torch.float16, kernel .* expected float32 or float64"),
         (lambda: ops.max_pool(IMAGES[..., :0], (1, 2), (1, 1), (0, 1)), "room for a window"),
+        (lambda: ops.max_pool(IMAGES, (1, 2), (1, 1), (0, 1), (1, 5)), "no shorter than the dilation"),
         (lambda: ops.guided_relu(IMAGES, "guded"), "guided_relu: rule is 'guded', expected one of 'plain'"),  # type: ignore[arg-type]
         (lambda: ops.guided_relu_(IMAGES.clone(), "guded"), "guided_relu_: rule is 'guded', expected one of"),  # type: ignore[arg-type]
         (lambda: ops.guided_relu_(torch.ones(2).long()), r"guided_relu_: x is \(2,\) torch.int64, expected a float32"),
