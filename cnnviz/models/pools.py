@@ -13,6 +13,7 @@ from .diverted import Diverted, is_ordinary
 from .state import distinct
 
 _TYPES: Final = (torch.float32, torch.float64)
+_FAR: Final = 1 << 31  # pixels of a map, whose places our kernel counts in 32 bits
 
 
 class Pools(Diverted):
@@ -44,7 +45,8 @@ def _is_for_us(x: Tensor) -> bool:
     if not is_ordinary(x) or x.dim() != 4 or x.dtype not in _TYPES or not x.numel():
         return False
     _, channels, height, width = x.shape
-    return x.stride() == (channels * height * width, height * width, width, 1)
+    plain = x.stride() == (channels * height * width, height * width, width, 1)
+    return plain and height * width < _FAR
 
 
 def _pair(numbers: int | tuple[int, ...]) -> tuple[int, int]:

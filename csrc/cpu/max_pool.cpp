@@ -36,8 +36,9 @@ struct Windows {
       const int64_t from = x.size(2 + a);
       STD_TORCH_CHECK(std::max({kernel[a], stride[a], dilation[a], from}) < kFar, "windows reach too far");
       STD_TORCH_CHECK(std::min({kernel[a], stride[a], dilation[a], from}) > 0, "windows are empty");
+      STD_TORCH_CHECK(padding[a] >= 0 && padding[a] <= kernel[a] / 2, "windows are padded by more than half of them");
       const int64_t room = from + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
-      STD_TORCH_CHECK(padding[a] >= 0 && padding[a] <= kernel[a] / 2 && room >= 0, "windows do not fit");
+      STD_TORCH_CHECK(room >= 0, "windows do not fit");
       int64_t made = (room + (ceil_mode ? stride[a] - 1 : 0)) / stride[a] + 1;
       if ((made - 1) * stride[a] >= from + padding[a]) --made;  // the last one would lie in the padding behind
       (a ? columns : rows) = {kernel[a], stride[a], padding[a], dilation[a], from, made};
