@@ -291,16 +291,12 @@ class Request:
         if x.is_meta:
             known, model = self._survey(), replicate(model, device="meta")
             know_calls(model, known.counts if known.fixed else {})
-            return self._run(model, x)
         with self._in_less_time(x):
-            return self._run(model, x)
-
-    def _run(self, model: nn.Module, x: Tensor) -> Any:
-        if self.ends is None:
-            return _plain(model(x), x)
-        with capture(model, self.ends, stop=True) as seen:
-            model(x)
-        return _plain(seen.output, x)
+            if self.ends is None:
+                return _plain(model(x), x)
+            with capture(model, self.ends, stop=True) as seen:
+                model(x)
+            return _plain(seen.output, x)
 
     def gradient(
         self,

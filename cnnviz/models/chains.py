@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
+from ..ops._layout import is_channels_first
 from .convolution import is_plain
 from .diverted import Diverted
 
@@ -111,9 +112,8 @@ def _growth(convolution: nn.Conv2d) -> Growth:
 
 def _is_usual(x: Tensor) -> bool:
     """Whether numbers are in single precision in a CPU's memory, channels first."""
-    _, channels, height, width = x.shape
-    strides = channels * height * width, height * width, width, 1
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.layout == torch.strided and x.stride() == strides
+    strided = x.device.type == "cpu" and x.dtype == torch.float32 and x.layout == torch.strided
+    return strided and is_channels_first(x)
 
 
 def _may_enter(x: Any) -> bool:

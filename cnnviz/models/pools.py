@@ -7,9 +7,11 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..ops import max_pool, max_pool_is_native
-from .diverted import Diverted, is_ordinary
+from ..ops._layout import is_channels_first
+from .diverted import Diverted
 from .state import distinct
 
 _TYPES: Final = (torch.float32, torch.float64)
@@ -28,8 +30,8 @@ class Pools(Diverted):
     """
 
     def __init__(self, module: nn.Module, but: frozenset[nn.Module]) -> None:
-        pools = [one for one in distinct(module) if type(one) is nn.MaxPool2d and one not in but]
-        self._diverted = pools if max_pool_is_native() else []
+        parts = distinct(module) if max_pool_is_native() else []
+        self._diverted = [one for one in parts if type(one) is nn.MaxPool2d and one not in but]
 
     def _forward(self, pool: nn.MaxPool2d, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
         if _is_for_us(input) and not pool.return_indices:
@@ -41,12 +43,18 @@ class Pools(Diverted):
 
 
 def _is_for_us(x: Tensor) -> bool:
-    """Whether these are plain maps, channels first in a CPU's memory, in name as well: layers behind go by that."""
-    if not is_ordinary(x) or x.dim() != 4 or x.dtype not in _TYPES or not x.numel():
+    """Whether these are plain maps, channels first in a CPU's memory, of which at most gradients are asked for.
+
+    Checkpointing counts what is saved for them; `torch.func` and forward-mode derivatives ask for other things.
+    """
+    if type(x) is not Tensor or x.device.type != "cpu" or x.layout != torch.strided or x.is_inference():
         return False
-    _, channels, height, width = x.shape
-    plain = x.stride() == (channels * height * width, height * width, width, 1)
-    return plain and height * width < _FAR
+    if torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0:
+        return False
+    if x.requires_grad and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return False
+    fits = x.dim() == 4 and x.dtype in _TYPES and x.numel() > 0 and x.shape[2] * x.shape[3] < _FAR
+    return fits and is_channels_first(x)
 
 
 def _pair(numbers: int | tuple[int, ...]) -> tuple[int, int]:

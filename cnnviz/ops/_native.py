@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +41,13 @@ _HOST = _load("_host")
 def host() -> ModuleType | None:
     """Return the module with what is no operator, or None where it is not in use."""
     return None if isinstance(_HOST, str) else _HOST
+
+
+@cache
+def runs_on_cpu(operator: str) -> bool:
+    """Whether a kernel of our own runs an operator on this processor."""
+    there: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"cnnviz::{operator}", "CPU")
+    return there
 
 
 def status() -> dict[str, str]:

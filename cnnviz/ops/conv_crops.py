@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _layout
+from . import _layout, _native
 from ._operator import Operator
 from .overlay_crop import Overlaid, added_to, made_of, overlay_crop, taken
 
@@ -102,11 +101,9 @@ def conv_crops(
     return _forward(parts, size, kernel, bias, list(stride), list(dilation), float(low), float(high), more)
 
 
-@cache
 def conv_crops_is_native() -> bool:
     """Whether a kernel of our own runs `conv_crops` on this processor; it is slow otherwise."""
-    there: bool = torch._C._dispatch_has_kernel_for_dispatch_key("cnnviz::conv_crops", "CPU")
-    return there
+    return _native.runs_on_cpu("conv_crops")
 
 
 @torch.library.custom_op("cnnviz::conv_crops", mutates_args=())

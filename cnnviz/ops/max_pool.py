@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _check, _layout
+from . import _check, _layout, _native
 from ._operator import Operator
 
 Pair: TypeAlias = tuple[int, int]
@@ -58,25 +57,19 @@ def max_pool(
     return _forward(x, list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
 
 
-@cache
 def max_pool_is_native() -> bool:
     """Whether a kernel of our own runs `max_pool` on a CPU; it takes as long as PyTorch's otherwise."""
-    there: bool = torch._C._dispatch_has_kernel_for_dispatch_key("cnnviz::max_pool", "CPU")
-    return there
+    return _native.runs_on_cpu("max_pool")
 
 
-@torch.library.custom_op("cnnviz::max_pool", mutates_args=())
-def _max_pool(
+def _pooled(
     x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
 ) -> Tensor:
     return functional.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode).contiguous()
 
 
-@_max_pool.register_fake
-def _(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
-) -> Tensor:
-    return functional.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode).contiguous()
+_max_pool = torch.library.custom_op("cnnviz::max_pool", _pooled, mutates_args=())
+_max_pool.register_fake(_pooled)
 
 
 @torch.library.custom_op("cnnviz::max_pool_backward", mutates_args=())
